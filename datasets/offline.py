@@ -1,0 +1,459 @@
+"""Logged episodes in memory: one row-major matrix, from which every view of the data is gathered.
+
+    rows = [ obs | action | reward | terminated | truncated ]    float32, (steps + episodes, width)
+
+An episode of T steps takes T + 1 rows. The last holds the observation after the last action, so a
+transition is the rows i and i + 1 and a window is the rows i .. i + h, with nothing stored twice.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from offrl.errors import DataError
+from offrl.streams import Stream
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+CHUNK = 65_536  # rows read at once by reductions, so that they need no second copy of the data
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Returns that a normalised score calls 0 and 100, and where they are from."""
+
+    min: float
+    max: float
+    source: str
+
+    def score(self, value: ArrayLike) -> F64:
+        """100 (return - min) / (max - min)."""
+        return 100.0 * (np.asarray(value, np.float64) - self.min) / (self.max - self.min)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What an observation and an action are: bounds per component, and names of the parts."""
+
+    obs_low: tuple[float, ...]
+    obs_high: tuple[float, ...]
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    action_kind: Literal["box", "discrete"] = "box"
+    obs_keys: Mapping[str, tuple[int, int]] | None = (
+        None  # part of a dict observation -> [start, stop)
+    )
+
+    @classmethod
+    def unbounded(cls, obs_dim: int, act_dim: int) -> "Spec":
+        """Any observation; actions in [-1, 1], the convention of robot learning data."""
+        inf = float("inf")
+        return cls((-inf,) * obs_dim, (inf,) * obs_dim, (-1.0,) * act_dim, (1.0,) * act_dim)
+
+
+def allocate(lengths: Sequence[int] | I64, obs_dim: int, act_dim: int) -> tuple[F32, I64]:
+    """Zeroed rows for episodes of these lengths, and the first row of each.
+
+    Readers fill slices of the result straight from a file, so that no column is held twice.
+    """
+    lengths = np.asarray(lengths, np.int64)
+    ends = np.cumsum(lengths + 1)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.zeros((total, obs_dim + act_dim + 3), np.float32), ends - lengths - 1
+
+
+@dataclass(frozen=True, eq=False)
+class OfflineDataset:
+    """Episodes of logged interaction; `terminated` and `truncated` are kept apart.
+
+    `final_known[e]` is false where the observation after episode e's last action was never
+    recorded; the extra row then repeats the last observation, and the last transition is left
+    out of training unless it is terminal, where the next observation has no weight.
+    Rewards are per step in the environment's own units, actions in the environment's own bounds.
+    """
+
+    rows: F32  # (num_steps + num_episodes, obs_dim + act_dim + 3)
+    starts: I64  # (num_episodes,) first row of each episode
+    lengths: I64  # (num_episodes,) steps
+    final_known: NDArray[np.bool_]  # (num_episodes,)
+    spec: Spec
+    name: str = "arrays"
+    env_id: str | None = None
+    reference: Reference | None = None
+    time_limit: int | None = None  # steps after which the environment truncates
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # where from, and what was changed
+    problems: tuple[str, ...] = ()  # found while reading; a sentence each
+
+    def __post_init__(self) -> None:
+        if self.num_episodes == 0:
+            raise DataError(
+                f"{self.name}: no complete step was found; there is nothing to learn from"
+            )
+        width = self.obs_dim + self.act_dim + 3
+        if self.rows.shape != (self.num_steps + self.num_episodes, width):
+            raise DataError(
+                f"{self.name}: rows have shape {self.rows.shape}, but the spec and the episodes' "
+                f"lengths ask for {(self.num_steps + self.num_episodes, width)}"
+            )
+        self._repeat_unknown_finals()
+        self._refuse_non_finite()
+
+    def _repeat_unknown_finals(self) -> None:
+        last = (self.starts + self.lengths)[~self.final_known]
+        self.rows[last, : self.obs_dim] = self.rows[last - 1, : self.obs_dim]
+
+    def _refuse_non_finite(self) -> None:
+        for begin in range(0, len(self.rows), CHUNK):
+            bad = ~np.isfinite(self.rows[begin : begin + CHUNK])
+            if not bad.any():
+                continue
+            row, column = (int(x) for x in np.argwhere(bad)[0])
+            row += begin
+            episode = int(np.searchsorted(self.starts, row, side="right") - 1)
+            total = sum(
+                int((~np.isfinite(self.rows[b : b + CHUNK])).sum())
+                for b in range(begin, len(self.rows), CHUNK)
+            )
+            raise DataError(
+                f"{self.name}: {total} values are not finite; the first is "
+                f"{self.rows[row, column]} in {self._column_name(column)} at step "
+                f"{row - int(self.starts[episode])} of episode {episode}. "
+                "Remove or repair these episodes before training"
+            )
+
+    def _column_name(self, column: int) -> str:
+        if column < self.obs_dim:
+            return f"observations[{column}]"
+        if column < self.obs_dim + self.act_dim:
+            return f"actions[{column - self.obs_dim}]"
+        return ("rewards", "terminated", "truncated")[column - self.obs_dim - self.act_dim]
+
+    @property
+    def obs_dim(self) -> int:
+        return len(self.spec.obs_low)
+
+    @property
+    def act_dim(self) -> int:
+        """Columns that an action takes in `rows`: a discrete action takes one."""
+        return 1 if self.spec.action_kind == "discrete" else len(self.spec.action_low)
+
+    @property
+    def num_episodes(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def num_steps(self) -> int:
+        return int(self.lengths.sum())
+
+    @cached_property
+    def step_rows(self) -> I64:
+        """(num_steps,) the row of each step, in order."""
+        keep = np.ones(len(self.rows), np.bool_)
+        keep[self.starts + self.lengths] = False
+        return np.flatnonzero(keep).astype(np.int64)
+
+    @property
+    def obs(self) -> F32:
+        """(num_steps, obs) observations at which actions were taken."""
+        return self.rows[self.step_rows, : self.obs_dim]
+
+    @property
+    def action(self) -> F32:
+        """(num_steps, act) in the environment's units."""
+        return self.rows[self.step_rows, self.obs_dim : self.obs_dim + self.act_dim]
+
+    @property
+    def reward(self) -> F32:
+        """(num_steps,)."""
+        return self.rows[self.step_rows, -3]
+
+    @property
+    def terminated(self) -> NDArray[np.bool_]:
+        """(num_steps,) the environment ended: no value follows."""
+        return self.rows[self.step_rows, -2] > 0
+
+    @property
+    def truncated(self) -> NDArray[np.bool_]:
+        """(num_steps,) the recording was cut, by a time limit for instance."""
+        return self.rows[self.step_rows, -1] > 0
+
+    def episode(self, e: int) -> dict[str, F32]:
+        """Columns of one episode; `obs` has one entry more than the others if its end is known."""
+        start, length = int(self.starts[e]), int(self.lengths[e])
+        body = self.rows[start : start + length]
+        stop = start + length + int(self.final_known[e])
+        o, a = self.obs_dim, self.act_dim
+        return {
+            "obs": self.rows[start:stop, :o],
+            "action": body[:, o : o + a],
+            "reward": body[:, -3],
+            "terminated": body[:, -2],
+            "truncated": body[:, -1],
+        }
+
+    def returns(self) -> F64:
+        """(num_episodes,) undiscounted sum of rewards of each episode."""
+        rewards = self.rows[:, -3].astype(np.float64)
+        return np.add.reduceat(rewards, self.starts)
+
+    def transition_rows(self) -> I64:
+        """Rows i for which (rows[i], rows[i + 1]) is a transition to learn from."""
+        last = self.starts + self.lengths - 1
+        unusable = last[~self.final_known & (self.rows[last, -2] == 0)]
+        return np.setdiff1d(self.step_rows, unusable, assume_unique=True)
+
+    def obs_moments(self) -> tuple[F64, F64]:
+        """Mean and population standard deviation of the observations that actions were taken at."""
+        rows = self.transition_rows()
+        total, square = np.zeros(self.obs_dim), np.zeros(self.obs_dim)
+        for begin in range(0, len(rows), CHUNK):
+            total += self.rows[rows[begin : begin + CHUNK], : self.obs_dim].sum(0, np.float64)
+        mean = total / len(rows)
+        for begin in range(0, len(rows), CHUNK):
+            chunk = self.rows[rows[begin : begin + CHUNK], : self.obs_dim] - mean
+            square += np.square(chunk).sum(0)
+        return mean, np.sqrt(square / len(rows))
+
+    def d4rl_transitions(self) -> dict[str, NDArray[Any]]:
+        """The arrays of D4RL's `qlearning_dataset`, with its quirks.
+
+        The next observation is the next row of the file even across the end of an episode, the
+        last row of the file is left out, a row whose time-out flag is set is dropped, and in a
+        file without such flags time-outs are guessed by a counter that runs one step fast after
+        a terminal.
+        Source: Farama-Foundation/D4RL 89141a6, d4rl/__init__.py.
+        """
+        rows = self.step_rows
+        timed_out = self.truncated
+        if not self.provenance.get("timeouts_in_file", True):
+            timed_out = self._guessed_timeouts()
+        kept = np.flatnonzero(~timed_out[:-1])
+        o, a = self.obs_dim, self.act_dim
+        return {
+            "observations": self.rows[rows[kept], :o],
+            "actions": self.rows[rows[kept], o : o + a],
+            "next_observations": self.rows[rows[kept + 1], :o],
+            "rewards": self.rows[rows[kept], -3],
+            "terminals": self.rows[rows[kept], -2] > 0,
+        }
+
+    def _guessed_timeouts(self) -> NDArray[np.bool_]:
+        if self.time_limit is None:
+            raise DataError(
+                f"{self.name}: the file has no 'timeouts' and the environment's time limit is "
+                "unknown; give it as time_limit (--time-limit on the command line)"
+            )
+        timed_out = np.zeros(self.num_steps, np.bool_)
+        counter = 0
+        for i, terminal in enumerate(self.terminated):
+            if counter == self.time_limit - 1:
+                timed_out[i] = True
+                counter = 0
+            else:
+                counter = 1 if terminal else counter + 1
+        return timed_out
+
+    def select(self, episodes: Sequence[int] | I64, note: str) -> "OfflineDataset":
+        """These episodes alone, in the order given; `note` is added to the provenance."""
+        chosen = np.asarray(episodes, np.int64)
+        rows, starts = allocate(self.lengths[chosen], self.obs_dim, self.act_dim)
+        for e, begin in zip(chosen, starts, strict=True):
+            size = int(self.lengths[e]) + 1
+            rows[begin : begin + size] = self.rows[self.starts[e] : self.starts[e] + size]
+        history = [*self.provenance.get("selections", []), note]
+        return replace(
+            self,
+            rows=rows,
+            starts=starts,
+            lengths=self.lengths[chosen],
+            final_known=self.final_known[chosen],
+            provenance={**self.provenance, "selections": history},
+        )
+
+    def split(self, fraction: float, seed: int) -> tuple["OfflineDataset", "OfflineDataset"]:
+        """Training and validation episodes; `fraction` of the episodes, drawn by seed, validate."""
+        if not 0.0 < fraction < 1.0:
+            raise DataError(
+                f"{self.name}: a validation fraction of {fraction} is not between 0 and 1"
+            )
+        count = round(fraction * self.num_episodes)
+        if count == 0 or count == self.num_episodes:
+            raise DataError(
+                f"{self.name}: {fraction} of {self.num_episodes} episodes rounds to {count}; "
+                "both parts of a split need an episode"
+            )
+        order = Stream(seed, "split").block(0).permutation(self.num_episodes)
+        held_out, kept = np.sort(order[:count]), np.sort(order[count:])
+        note = f"of a split by episode, validation {fraction}, seed {seed}"
+        return self.select(kept, f"training part {note}"), self.select(
+            held_out, f"validation part {note}"
+        )
+
+    def top(self, fraction: float) -> "OfflineDataset":
+        """The `fraction` of episodes with the highest returns, at least one, in recorded order."""
+        count = max(1, int(fraction * self.num_episodes))
+        best = np.sort(np.argsort(-self.returns(), kind="stable")[:count])
+        return self.select(best, f"the {count} of {self.num_episodes} episodes of highest return")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of what is learnt from: rows, and where episodes begin and end."""
+        digest = hashlib.sha256()
+        for array in (self.rows, self.starts, self.lengths, self.final_known):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __repr__(self) -> str:
+        returns = self.returns()
+        return (
+            f"OfflineDataset({self.name!r}: {self.num_steps:,} steps in {self.num_episodes:,} "
+            f"episodes, obs {self.obs_dim}, action {self.act_dim}, env {self.env_id}, return "
+            f"{returns.mean():.1f} mean, {returns.max():.1f} best)"
+        )
+
+    @classmethod
+    def from_episodes(
+        cls,
+        episodes: Sequence[Mapping[str, ArrayLike]],
+        *,
+        spec: Spec | None = None,
+        **fields: Any,
+    ) -> "OfflineDataset":
+        """From a mapping per episode: `obs`, `action`, `reward`, `terminated`, `truncated`.
+
+        `obs` is (T + 1, obs), or (T, obs) where the last one is not known; `action` (T, act),
+        `reward` (T,). The two flags are one value for the whole episode or (T,), whose last
+        entry counts; absent, the episode counts as truncated. Further keyword arguments are
+        fields of the dataset. Raises DataError where lengths disagree.
+        """
+        name = fields.get("name", "episodes")
+        columns = [_episode_columns(name, e, raw) for e, raw in enumerate(episodes)]
+        if not columns:
+            raise DataError(f"{name}: the list of episodes is empty")
+        obs_dim, act_dim = columns[0]["obs"].shape[1], columns[0]["action"].shape[1]
+        rows, starts = allocate([len(c["action"]) for c in columns], obs_dim, act_dim)
+        known = np.zeros(len(columns), np.bool_)
+        for e, (c, begin) in enumerate(zip(columns, starts, strict=True)):
+            if (c["obs"].shape[1], c["action"].shape[1]) != (obs_dim, act_dim):
+                raise DataError(
+                    f"{name}: episode {e} has observations of {c['obs'].shape[1]} and actions of "
+                    f"{c['action'].shape[1]} components; episode 0 has {obs_dim} and {act_dim}"
+                )
+            end = begin + len(c["action"])
+            rows[begin : begin + len(c["obs"]), :obs_dim] = c["obs"]
+            rows[begin:end, obs_dim : obs_dim + act_dim] = c["action"]
+            rows[begin:end, -3] = c["reward"]
+            rows[end - 1, -2:] = c["terminated"], c["truncated"]
+            known[e] = len(c["obs"]) == len(c["action"]) + 1
+        lengths = np.array([len(c["action"]) for c in columns], np.int64)
+        spec = spec or Spec.unbounded(obs_dim, act_dim)
+        return cls(rows, starts, lengths, known, spec, **fields)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        observations: ArrayLike,
+        actions: ArrayLike,
+        rewards: ArrayLike,
+        terminals: ArrayLike,
+        timeouts: ArrayLike | None = None,
+        next_observations: ArrayLike | None = None,
+        *,
+        spec: Spec | None = None,
+        **fields: Any,
+    ) -> "OfflineDataset":
+        """From flat columns, one row a step, episodes one after another (D4RL's layout).
+
+        An episode ends where `terminals` or `timeouts` is set, at the last row, and where
+        `next_observations` contradicts the row that follows. Raises DataError where lengths
+        disagree.
+        """
+        name = fields.get("name", "arrays")
+        obs, action = np.asarray(observations), np.asarray(actions)
+        reward, terminal = np.asarray(rewards).squeeze(), np.asarray(terminals).squeeze() > 0
+        timeout = (
+            np.zeros_like(terminal) if timeouts is None else np.asarray(timeouts).squeeze() > 0
+        )
+        sizes = {"observations": len(obs), "actions": len(action), "rewards": reward.size}
+        sizes |= {"terminals": terminal.size, "timeouts": timeout.size}
+        following = None if next_observations is None else np.asarray(next_observations)
+        if following is not None:
+            sizes["next_observations"] = len(following)
+        if len(set(sizes.values())) != 1:
+            raise DataError(f"{name}: columns of unequal length: {sizes}")
+        if obs.ndim != 2 or action.ndim != 2:
+            raise DataError(
+                f"{name}: observations {obs.shape} and actions {action.shape} must be "
+                "(steps, components)"
+            )
+        lengths = episode_lengths(obs, terminal | timeout, following)
+        rows, starts = allocate(lengths, obs.shape[1], action.shape[1])
+        known = np.full(len(lengths), following is not None)
+        dataset_rows = np.arange(len(obs)) + np.repeat(np.arange(len(lengths)), lengths)
+        o, a = obs.shape[1], action.shape[1]
+        rows[dataset_rows, :o] = obs
+        rows[dataset_rows, o : o + a] = action
+        rows[dataset_rows, -3], rows[dataset_rows, -2] = reward, terminal
+        rows[dataset_rows, -1] = timeout
+        if following is not None:
+            rows[starts + lengths, :o] = following[np.cumsum(lengths) - 1]
+        spec = spec or Spec.unbounded(o, a)
+        provenance = {"timeouts_in_file": timeouts is not None, **fields.pop("provenance", {})}
+        return cls(rows, starts, lengths, known, spec, provenance=provenance, **fields)
+
+
+def episode_lengths(
+    obs: NDArray[Any],
+    ends: NDArray[np.bool_],
+    next_obs: NDArray[Any] | None,
+    tolerance: float = 1e-6,
+) -> I64:
+    """Lengths of the episodes of flat columns.
+
+    `ends` marks recorded ends. Where stored next observations are given, an episode also ends
+    wherever one differs from the following observation by more than `tolerance` in Euclidean
+    distance: an end that the file forgot to mark.
+    """
+    ends = ends.copy()
+    ends[-1] = True
+    if next_obs is not None:
+        for begin in range(0, len(obs) - 1, CHUNK):
+            stop = min(begin + CHUNK, len(obs) - 1)
+            gap = np.asarray(next_obs[begin:stop], np.float64) - obs[begin + 1 : stop + 1]
+            ends[begin:stop] |= np.linalg.norm(gap, axis=1) > tolerance
+    return np.diff(np.flatnonzero(ends), prepend=-1).astype(np.int64)
+
+
+def _episode_columns(name: str, e: int, raw: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
+    missing = {"obs", "action", "reward"} - set(raw)
+    if missing:
+        raise DataError(f"{name}: episode {e} has no {sorted(missing)}; it has {sorted(raw)}")
+    obs, action = np.asarray(raw["obs"]), np.asarray(raw["action"])
+    reward = np.asarray(raw["reward"]).reshape(-1)
+    steps = len(action)
+    if obs.ndim != 2 or action.ndim != 2 or len(reward) != steps or len(obs) - steps not in (0, 1):
+        raise DataError(
+            f"{name}: episode {e} has obs {obs.shape}, action {action.shape} and reward "
+            f"{reward.shape}; expected (T + 1, obs) or (T, obs), (T, act) and (T,)"
+        )
+    if steps == 0:
+        raise DataError(f"{name}: episode {e} has no step")
+    terminated = bool(np.asarray(raw.get("terminated", False)).reshape(-1)[-1])
+    truncated = bool(np.asarray(raw.get("truncated", not terminated)).reshape(-1)[-1])
+    return {
+        "obs": obs,
+        "action": action,
+        "reward": reward,
+        "terminated": np.asarray(terminated),
+        "truncated": np.asarray(truncated),
+    }
