@@ -1,0 +1,77 @@
+"""Finished episodes on disk, one file each, so that a killed collection loses only the open one."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Staging:
+    """A folder of finished episodes; each is written beside its name and then renamed into place."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob("*.tmp"):
+            leftover.unlink()
+        self.files = sorted(folder.glob("episode_*.npz"))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def append(self, episode: dict[str, NDArray[Any]]) -> None:
+        path = self.folder / f"episode_{len(self.files):06d}.npz"
+        partial = path.with_suffix(".tmp")
+        with partial.open("wb") as file:
+            np.savez(file, **episode)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+        self.files.append(path)
+
+    def __iter__(self) -> Iterator[dict[str, NDArray[Any]]]:
+        for path in self.files:
+            with np.load(path, allow_pickle=False) as arrays:
+                yield {k: arrays[k] for k in arrays.files}
+
+    def steps(self) -> int:
+        """Transitions on disk."""
+        return sum(len(e["reward"]) for e in self)
+
+
+class Recorder(gym.Wrapper[Any, Any, Any, Any]):
+    """Passes each finished episode of an environment to a staging folder.
+
+    What is recorded is what the environment itself received and returned: the action as it
+    arrives here, the reward as it leaves. An episode that is reset before its end is dropped.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], staging: Staging) -> None:
+        super().__init__(env)
+        self.staging = staging
+        self._columns: dict[str, list[Any]] = {}
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        obs, info = self.env.reset(**kwargs)
+        self._columns = {"obs": [obs], "action": [], "reward": []}
+        return obs, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        for name, value in (("obs", obs), ("action", action), ("reward", reward)):
+            self._columns[name].append(np.array(value))
+        if terminated or truncated:
+            self.staging.append(
+                {
+                    "obs": np.asarray(self._columns["obs"], np.float32),
+                    "action": np.asarray(self._columns["action"], np.float32),
+                    "reward": np.asarray(self._columns["reward"], np.float64),
+                    "terminated": np.asarray(terminated),
+                    "truncated": np.asarray(truncated and not terminated),
+                }
+            )
+        return obs, reward, terminated, truncated, info

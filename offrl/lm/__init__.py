@@ -1,0 +1,1 @@
+"""Language-model methods on the same losses and regularisers as the control agents."""
