@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 
 class Staging:
-    """A folder of finished episodes; each is written beside its name and then renamed into place."""
+    """A folder of finished episodes; each is written beside its name, then renamed into place."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,0 +1,47 @@
+"""What every test runs under: one thread, no screen, and shapes checked at run time."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch loads, and by child processes
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import jaxtyping
+import pytest
+import torch
+
+jaxtyping.install_import_hook("offrl", "beartype.beartype")
+torch.set_num_threads(1)
+
+_OUTSIDE = "OFFRL_TEST_DATA"
+
+
+@pytest.fixture(scope="session")
+def outside_data() -> Path:
+    """The folder of other people's files; where there is none, what asks for it is skipped."""
+    folder = os.environ.get(_OUTSIDE)
+    if not folder:
+        pytest.skip(f"{_OUTSIDE} is unset")
+    return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def _shape_checks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Shape checks rest in tests marked `compiled`: torch.compile cannot trace through them."""
+    if request.node.get_closest_marker("compiled") is None:
+        yield
+        return
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = terminalreporter.stats.get("skipped", [])
+    missing = sum(_OUTSIDE in str(report.longrepr) for report in skipped)
+    if missing:
+        terminalreporter.write_line(f"{missing} tests skipped because {_OUTSIDE} is unset")
