@@ -1,4 +1,4 @@
-"""The names of D4RL's datasets: where each file is, and which environment of today it belongs to."""
+"""The names of D4RL's datasets: where each file is, and today's environment for it."""
 
 import json
 from collections.abc import Mapping, Sequence
