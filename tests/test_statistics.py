@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+
+from offrl.errors import DataError
+from offrl.statistics import iqm, mean, paired_difference, stratified_bootstrap, t_interval
+
+
+def test_iqm_drops_a_quarter_at_each_end() -> None:
+    # Eight values: two dropped below (0, 1), two above (100, 1000); (2 + 3 + 4 + 7) / 4 = 4.
+    assert iqm([1000, 2, 0, 3, 4, 100, 7, 1]) == 4.0
+    # Three values: floor(3 / 4) = 0 dropped.
+    assert iqm([1, 2, 9]) == 4.0
+    # Five: one dropped at each end; (2 + 3 + 4) / 3 = 3. Along the last axis of a table.
+    np.testing.assert_allclose(iqm([[5, 4, 3, 2, -90], [0, 0, 3, 6, 6]]), [3.0, 3.0])
+
+
+def test_t_interval_by_hand() -> None:
+    # Mean 2, s^2 = (1 + 0 + 1) / 2 = 1, t_2(0.975) = 4.302653, half = 4.302653 / sqrt(3).
+    interval = t_interval([1, 2, 3])
+    assert interval is not None
+    assert interval.low == pytest.approx(2 - 4.302653 / 3**0.5, abs=1e-6)
+    assert interval.high == pytest.approx(2 + 4.302653 / 3**0.5, abs=1e-6)
+    # t_2 at 90 % is 2.919986.
+    assert t_interval([1, 2, 3], 0.9).high == pytest.approx(2 + 2.919986 / 3**0.5, abs=1e-6)  # type: ignore[union-attr]
+
+
+def test_t_interval_of_equal_and_of_single_values() -> None:
+    same = t_interval([5.0] * 4)
+    assert same is not None and (same.low, same.high) == (5.0, 5.0)
+    assert t_interval([5.0]) is None
+
+
+def test_t_interval_covers_the_mean_about_95_times_in_100() -> None:
+    x = np.random.default_rng(0).exponential(size=(2000, 20))
+    intervals = [t_interval(row) for row in x]
+    covered = np.mean([i is not None and i.low <= 1.0 <= i.high for i in intervals])
+    assert 0.90 < covered < 0.97
+
+
+def test_paired_difference_cancels_what_the_starts_share() -> None:
+    start = np.array([0.0, 1000.0, 5000.0])
+    # Differences 1, 2, 3: mean 2 and the interval of the test above, whatever the starts do.
+    difference, interval = paired_difference(start + np.arange(1, 4), start)
+    assert difference == pytest.approx(2.0)
+    assert interval.low == pytest.approx(2 - 4.302653 / 3**0.5, abs=1e-6)
+    with pytest.raises(DataError, match="cannot be paired"):
+        paired_difference([1, 2], [1, 2, 3])
+    with pytest.raises(DataError, match="two episodes or more"):
+        paired_difference([1], [2])
+
+
+def test_bootstrap_draws_within_tasks() -> None:
+    # Each task's runs agree, so every resample is the same although the tasks differ.
+    interval = stratified_bootstrap([[0.0] * 3, [100.0] * 3], statistic=mean)
+    assert (interval.low, interval.high) == (50.0, 50.0)
+
+
+def test_bootstrap_of_two_values_by_hand() -> None:
+    # Means of two draws from {0, 1}: 0, 1/2, 1 with weights 1/4, 1/2, 1/4.
+    interval = stratified_bootstrap([[0.0, 1.0]], statistic=mean)
+    assert (interval.low, interval.high) == (0.0, 1.0)
+    narrow = stratified_bootstrap([[0.0, 1.0]], statistic=mean, level=0.4)
+    assert (narrow.low, narrow.high) == (0.5, 0.5)
+
+
+def test_bootstrap_agrees_with_the_normal_limit_and_repeats_itself() -> None:
+    x = np.random.default_rng(1).standard_normal(400)
+    interval = stratified_bootstrap([x], statistic=mean)
+    half = 1.959964 * x.std() / 20  # z_0.975 times the standard error
+    assert interval.low == pytest.approx(x.mean() - half, abs=0.006)
+    assert interval.high == pytest.approx(x.mean() + half, abs=0.006)
+    assert interval == stratified_bootstrap([x], statistic=mean)
+    assert interval != stratified_bootstrap([x], statistic=mean, seed=1)
+
+
+@pytest.mark.parametrize("values", [[], [1.0, np.nan]])
+def test_nothing_and_not_a_number_are_refused(values: list[float]) -> None:
+    for function in (iqm, mean, t_interval):
+        with pytest.raises(DataError):
+            function(values)
+    with pytest.raises(DataError):
+        stratified_bootstrap([values])
