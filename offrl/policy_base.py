@@ -1,0 +1,189 @@
+"""What every deployed policy does around its network, with or without torch.
+
+Observations are checked and normalised, actions in [-1, 1] are mapped to the environment's units,
+and random numbers are drawn by episode and step. A subclass supplies the network alone.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from offrl.datasets.offline import Spec
+from offrl.envs.layout import flatten, numbers
+from offrl.errors import ConfigError, DataError
+from offrl.streams import Stream
+
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+Observation = ArrayLike | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Where each of n episodes played side by side stands: its number, and its steps so far."""
+
+    episode: I64
+    step: I64
+
+
+class BasePolicy(ABC):
+    """A policy in the environment's own units: `predict` for one call, `act` for episodes.
+
+    x = (obs - mean) / std;  action = low + (u + 1) (high - low) / 2 with u in [-1, 1] from the
+    network; for a discrete action space, action = argmax u.
+
+    Actions are deterministic unless asked otherwise. Random ones depend on `seed`, the number of
+    the episode and the step within it, so that an episode is the same whatever is played
+    beside it.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        obs_mean: ArrayLike | None = None,
+        obs_std: ArrayLike | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.spec = spec
+        self.provenance = dict(provenance or {})
+        self.seed = seed
+        self.obs_dim, self.act_dim = len(spec.obs_low), len(spec.action_low)
+        self.obs_mean = self._moment("obs_mean", obs_mean, 0.0)
+        self.obs_std = self._moment("obs_std", obs_std, 1.0)
+        if (self.obs_std <= 0).any():
+            i = int(np.argmax(self.obs_std <= 0))
+            raise ConfigError(f"obs_std[{i}] is {self.obs_std[i]}; it must be positive")
+        self._low = np.asarray(spec.action_low, np.float32)
+        self._high = np.asarray(spec.action_high, np.float32)
+        if spec.action_kind == "box" and not np.isfinite([self._low, self._high]).all():
+            raise ConfigError(
+                "the dataset's action bounds are not finite, so actions in [-1, 1] cannot be "
+                "mapped to them; give the bounds in the dataset's spec"
+            )
+        self._noise = Stream(seed, "policy")
+        self._predictions = self._noise.block(0)
+
+    @abstractmethod
+    def _forward(self, obs: F32, noise: F32 | None) -> F32:
+        """Actions (n, act) in [-1, 1] for normalised observations; without noise, the mode."""
+
+    def start(self, n: int, goal: Any = None, target_return: float | None = None) -> Slots:
+        """The state of n episodes, numbered 0 to n - 1, before their first action.
+
+        Raises ConfigError for a goal or a target return: an observation is all that a policy of
+        this kind looks at.
+        """
+        if goal is not None or target_return is not None:
+            raise ConfigError(
+                "this policy looks at the observation alone: it takes no goal and no target return"
+            )
+        return Slots(np.arange(n, dtype=np.int64), np.zeros(n, np.int64))
+
+    def restart(
+        self, state: Slots, slots: Sequence[int], episodes: Sequence[int] | None = None
+    ) -> Slots:
+        """The state in which `slots` begin new episodes, with these numbers or the next free."""
+        if episodes is None:
+            first = int(state.episode.max()) + 1
+            episodes = range(first, first + len(slots))
+        episode, step = state.episode.copy(), state.step.copy()
+        episode[list(slots)] = list(episodes)
+        step[list(slots)] = 0
+        return replace(state, episode=episode, step=step)
+
+    def act(
+        self,
+        obs: Observation,
+        state: Slots,
+        reward: ArrayLike | None = None,
+        deterministic: bool = True,
+    ) -> tuple[NDArray[Any], Slots]:
+        """Actions (n, act) for observations (n, obs), one per slot, and the state that follows.
+
+        `reward` is that of the previous step; this kind of policy has no use for it.
+        """
+        x, _ = self._observation(obs, batched=True)
+        if len(x) != len(state.step):
+            raise DataError(f"{len(x)} observations for {len(state.step)} slots; give one each")
+        noise = None
+        if not deterministic:
+            noise = np.stack([self._draw(e, t) for e, t in zip(*_lists(state), strict=True)])
+        return self._to_units(self._forward(x, noise)), replace(state, step=state.step + 1)
+
+    def predict(self, obs: Observation, deterministic: bool = True) -> NDArray[Any]:
+        """The action (act,) for one observation (obs,), or (n, act) for a batch (n, obs).
+
+        A policy trained on dictionary observations takes dictionaries with the same keys.
+        Actions are float32 within the environment's bounds (int64 where they are discrete).
+        Raises DataError for an observation of the wrong shape or with a value that is not finite.
+        """
+        x, batched = self._observation(obs)
+        noise = None
+        if not deterministic:
+            noise = self._predictions.standard_normal((len(x), self.act_dim), dtype=np.float32)
+        action = self._to_units(self._forward(x, noise))
+        return action if batched else np.asarray(action[0])
+
+    def _draw(self, episode: int, step: int) -> F32:
+        # Block 0 belongs to `predict`; an episode has the stream's numbers from its own block on.
+        generator = self._noise.block(episode + 1)
+        generator.bit_generator.advance(step * _ADVANCE)  # type: ignore[attr-defined]
+        return generator.standard_normal(self.act_dim, dtype=np.float32)
+
+    def _moment(self, name: str, value: ArrayLike | None, default: float) -> F32:
+        if value is None:
+            return np.full(self.obs_dim, default, np.float32)
+        moment = np.array(value, np.float32).reshape(-1)
+        if moment.shape != (self.obs_dim,):
+            raise ConfigError(f"{name} has {moment.size} entries, observations {self.obs_dim}")
+        return moment
+
+    def _observation(self, obs: Observation, batched: bool | None = None) -> tuple[F32, bool]:
+        """Normalised observations (n, obs), and whether a batch was given."""
+        raw = self._flat(obs) if isinstance(obs, Mapping) else numbers("the observation", obs)
+        many = raw.ndim == 2 if batched is None else batched
+        if raw.shape[-1:] != (self.obs_dim,) or raw.ndim != 1 + many:
+            wanted = f"(n, {self.obs_dim})" if many else f"({self.obs_dim},)"
+            either = f" or (n, {self.obs_dim})" if batched is None and not many else ""
+            raise DataError(f"the observation has shape {raw.shape}; expected {wanted}{either}")
+        self._refuse_non_finite(raw)
+        x = np.atleast_2d((raw - self.obs_mean) / self.obs_std)
+        return x, many
+
+    def _flat(self, obs: Mapping[str, Any]) -> F32:
+        if self.spec.obs_keys is None:
+            raise DataError(
+                f"the observation is a dictionary with the keys {sorted(obs)}, but this policy "
+                f"was trained on vectors of {self.obs_dim} entries"
+            )
+        return flatten(obs, self.spec.obs_keys)
+
+    def _refuse_non_finite(self, raw: F32) -> None:
+        if np.isfinite(raw).all():
+            return
+        index = tuple(int(i) for i in np.argwhere(~np.isfinite(raw))[0])
+        column = index[-1]
+        name = f"observation[{', '.join(map(str, index))}]"
+        for key, (start, stop) in (self.spec.obs_keys or {}).items():
+            if start <= column < stop:
+                name = f"observation[{key!r}], entry {column - start}"
+        raise DataError(f"{name} is {raw[index]}; a policy needs finite numbers")
+
+    def _to_units(self, action: F32) -> NDArray[Any]:
+        if self.spec.action_kind == "discrete":
+            return np.asarray(np.argmax(action, -1))
+        scaled = self._low + (action + 1.0) * (0.5 * (self._high - self._low))
+        clipped: F32 = np.clip(scaled, self._low, self._high)
+        return clipped.astype(np.float32)
+
+
+_ADVANCE = 1 << 20  # counter positions between two steps: more than the draws of any action
+
+
+def _lists(state: Slots) -> tuple[list[int], list[int]]:
+    return state.episode.tolist(), state.step.tolist()

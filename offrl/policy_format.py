@@ -1,0 +1,191 @@
+"""The files of a policy: `policy.json` says what it is, `policy.safetensors` holds its numbers.
+
+    policy/policy.json          format, version, actor, spec, provenance, sha256 of the other file
+    policy/policy.safetensors   obs_mean, obs_std, actor/<parameter>
+
+Bounds that are infinite are null in the JSON. Reading needs neither torch nor an agent's code.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from offrl.datasets.offline import Spec
+from offrl.errors import RunError
+
+FORMAT, VERSION = "offrl.policy", 1
+HEADER, WEIGHTS = "policy.json", "policy.safetensors"
+PREFIX = "actor/"
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class PolicyFile:
+    """What the two files hold. `actor` is the network's own spec, a dictionary with a `type`."""
+
+    actor: Mapping[str, Any]
+    spec: Spec
+    obs_mean: NDArray[np.float32]
+    obs_std: NDArray[np.float32]
+    weights: Arrays
+    provenance: Mapping[str, Any]
+    path: Path | None = None
+
+
+def find(path: str | os.PathLike[str]) -> Path:
+    """The policy's directory: `path` itself, or `path/policy` for the directory of a run.
+
+    Raises RunError where there is none.
+    """
+    root = Path(path)
+    for candidate in (root, root / "policy"):
+        if (candidate / HEADER).is_file():
+            return candidate
+    if not root.exists():
+        raise RunError(f"{root}: no such directory; give a run or a policy directory")
+    seeds = sorted(p.name for p in root.glob("seed-*") if (p / "policy" / HEADER).is_file())
+    if seeds:
+        raise RunError(f"{root} holds several learners; choose one of {', '.join(seeds)}")
+    raise RunError(
+        f"{root}: no policy here (neither {HEADER} nor policy/{HEADER}); a run writes its policy "
+        "at its first checkpoint"
+    )
+
+
+def read(path: str | os.PathLike[str]) -> PolicyFile:
+    """Read a policy directory, or that of a run.
+
+    Raises RunError where a file is missing, damaged, of another format or of a newer version.
+    """
+    where = find(path)
+    header_file, weights_file = where / HEADER, where / WEIGHTS
+    try:
+        header = json.loads(header_file.read_text())
+    except (OSError, ValueError) as e:
+        raise RunError(f"{header_file} cannot be read: {e}") from e
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        found = header.get("format") if isinstance(header, dict) else type(header).__name__
+        raise RunError(f"{header_file}: format is {found!r}, expected {FORMAT!r}")
+    if header.get("version") != VERSION:
+        raise RunError(
+            f"{header_file}: version is {header.get('version')!r}, and this offrl reads version "
+            f"{VERSION}; use the offrl that wrote it ({header.get('provenance')})"
+        )
+    try:
+        raw = weights_file.read_bytes()
+    except OSError as e:
+        raise RunError(f"{weights_file} cannot be read: {e}") from e
+    try:
+        if hashlib.sha256(raw).hexdigest() != header["weights_sha256"]:
+            raise RunError(
+                f"{weights_file} is not the file that {header_file} describes: one of the two is "
+                "damaged or from another policy"
+            )
+        tensors = load(raw)
+        spec = _spec_from_json(header["spec"])
+        weights = {k[len(PREFIX) :]: v for k, v in tensors.items() if k.startswith(PREFIX)}
+        return PolicyFile(
+            actor=header["actor"],
+            spec=spec,
+            obs_mean=tensors["obs_mean"],
+            obs_std=tensors["obs_std"],
+            weights=weights,
+            provenance=header["provenance"],
+            path=where,
+        )
+    except KeyError as e:
+        raise RunError(f"{where}: entry {e} is missing; the policy is damaged") from e
+    except (SafetensorError, TypeError, ValueError, AttributeError) as e:
+        raise RunError(f"{where}: the policy is damaged: {e}") from e
+
+
+def write(path: str | os.PathLike[str], policy: PolicyFile, overwrite: bool = False) -> None:
+    """Write a policy directory so that it is there whole or not at all.
+
+    Raises RunError where something else stands at `path`, or a policy and not `overwrite`.
+    """
+    target = Path(path)
+    if target.exists():
+        strangers = sorted(p.name for p in target.iterdir()) if target.is_dir() else [target.name]
+        strangers = [name for name in strangers if name not in (HEADER, WEIGHTS)]
+        if strangers:
+            raise RunError(f"{target} exists and is not a policy (it holds {strangers[0]!r})")
+        if not overwrite and any(target.iterdir()):
+            raise RunError(f"{target} already holds a policy; choose another directory")
+    tensors = {"obs_mean": policy.obs_mean, "obs_std": policy.obs_std}
+    tensors |= {PREFIX + k: np.ascontiguousarray(v) for k, v in policy.weights.items()}
+    raw = save(tensors)
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "actor": dict(policy.actor),
+        "spec": _spec_to_json(policy.spec),
+        "provenance": dict(policy.provenance),
+        "weights_sha256": hashlib.sha256(raw).hexdigest(),
+    }
+    text = json.dumps(header, indent=2, allow_nan=False) + "\n"
+    fresh, old = (target.parent / f".{target.name}.{kind}.tmp" for kind in ("new", "old"))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in (fresh, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        fresh.mkdir()
+        _write_through(fresh / WEIGHTS, raw)
+        _write_through(fresh / HEADER, text.encode())
+        if target.exists():
+            os.rename(target, old)
+        os.rename(fresh, target)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as e:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise RunError(f"{target}: the policy cannot be written: {e}") from e
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    with path.open("wb") as f:
+        f.write(content)
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def _spec_to_json(spec: Spec) -> dict[str, Any]:
+    def bounds(values: tuple[float, ...]) -> list[float | None]:
+        return [float(v) if np.isfinite(v) else None for v in values]
+
+    keys = None if spec.obs_keys is None else {k: list(v) for k, v in spec.obs_keys.items()}
+    return {
+        "obs_low": bounds(spec.obs_low),
+        "obs_high": bounds(spec.obs_high),
+        "action_low": bounds(spec.action_low),
+        "action_high": bounds(spec.action_high),
+        "action_kind": spec.action_kind,
+        "obs_keys": keys,
+    }
+
+
+def _spec_from_json(raw: Mapping[str, Any]) -> Spec:
+    def bounds(name: str, missing: float) -> tuple[float, ...]:
+        return tuple(missing if v is None else float(v) for v in raw[name])
+
+    if raw["action_kind"] not in ("box", "discrete"):
+        raise ValueError(f"action_kind is {raw['action_kind']!r}, expected 'box' or 'discrete'")
+    keys = raw["obs_keys"]
+    return Spec(
+        obs_low=bounds("obs_low", -np.inf),
+        obs_high=bounds("obs_high", np.inf),
+        action_low=bounds("action_low", -np.inf),
+        action_high=bounds("action_high", np.inf),
+        action_kind=raw["action_kind"],
+        obs_keys=None if keys is None else {k: (int(a), int(b)) for k, (a, b) in keys.items()},
+    )
