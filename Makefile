@@ -38,9 +38,11 @@ $(PY):
 
 # A stamp is younger than what it was installed from, so a second call installs nothing.
 $(VENV)/installed: $(META) | $(PY)
+	@echo "Installing into $(VENV); the first time takes some minutes."
 	$(INSTALL) .
 	@touch $@
 
 $(VENV)/installed-test: $(META) | $(PY)
+	@echo "Installing into $(VENV) with what the tests need; the first time takes some minutes."
 	$(INSTALL) '.[test,dev,robot,video]'
 	@touch $@ $(VENV)/installed

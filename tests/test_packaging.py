@@ -20,8 +20,9 @@ LINKED = ("agents", "envs", "datasets")
 
 
 def _run(*command: str | Path, cwd: Path) -> str:
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     done = subprocess.run(
-        [str(c) for c in command], cwd=cwd, capture_output=True, text=True, check=False
+        [str(c) for c in command], cwd=cwd, env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
