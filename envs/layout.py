@@ -15,16 +15,6 @@ F32 = NDArray[np.float32]
 ObsKeys = Mapping[str, tuple[int, int]]
 
 
-def lookup(tree: Mapping[str, Any], key: str) -> Any:
-    """The entry of a nested dictionary. Raises KeyError where there is none."""
-    entry: Any = tree
-    for part in key.split("/"):
-        if not isinstance(entry, Mapping) or part not in entry:
-            raise KeyError(key)
-        entry = entry[part]
-    return entry
-
-
 def flatten(observation: Mapping[str, Any], obs_keys: ObsKeys) -> F32:
     """One dictionary observation as (obs,), or a batch of them as (n, obs).
 
@@ -32,13 +22,7 @@ def flatten(observation: Mapping[str, Any], obs_keys: ObsKeys) -> F32:
     """
     parts = []
     for key, (start, stop) in sorted(obs_keys.items(), key=lambda item: item[1]):
-        try:
-            part = numbers(f"observation[{key!r}]", lookup(observation, key))
-        except KeyError as e:
-            raise DataError(
-                f"the observation has no key {key!r}{near(key, observation)} (it has "
-                f"{sorted(observation)}; needed are {sorted(obs_keys)})"
-            ) from e
+        part = numbers(f"observation[{key!r}]", _entry(observation, key, obs_keys))
         if part.ndim not in (1, 2) or part.shape[-1] != stop - start:
             raise DataError(
                 f"observation[{key!r}] has shape {part.shape}; expected ({stop - start},) or "
@@ -49,6 +33,18 @@ def flatten(observation: Mapping[str, Any], obs_keys: ObsKeys) -> F32:
         shapes = ", ".join(str(part.shape) for part in parts)
         raise DataError(f"the observation's keys differ in their number of rows: {shapes}")
     return np.concatenate(parts, -1)
+
+
+def _entry(observation: Mapping[str, Any], key: str, obs_keys: ObsKeys) -> Any:
+    entry: Any = observation
+    for name in key.split("/"):
+        if not isinstance(entry, Mapping) or name not in entry:
+            raise DataError(
+                f"the observation has no key {key!r}{near(key, observation)} (it has "
+                f"{sorted(observation)}; needed are {sorted(obs_keys)})"
+            )
+        entry = entry[name]
+    return entry
 
 
 def numbers(what: str, value: Any) -> F32:
