@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from offrl.datasets.offline import Spec
 from offrl.envs.layout import flatten, numbers
-from offrl.errors import ConfigError, DataError
+from offrl.errors import ConfigError, DataError, RunError
 from offrl.streams import Stream
 
 F32 = NDArray[np.float32]
@@ -175,6 +175,11 @@ class BasePolicy(ABC):
         raise DataError(f"{name} is {raw[index]}; a policy needs finite numbers")
 
     def _to_units(self, action: F32) -> NDArray[Any]:
+        if not np.isfinite(action).all():
+            raise RunError(
+                "the policy's actions are not finite numbers: training diverged; go back to an "
+                "earlier checkpoint"
+            )
         if self.spec.action_kind == "discrete":
             return np.asarray(np.argmax(action, -1))
         scaled = self._low + (action + 1.0) * (0.5 * (self._high - self._low))

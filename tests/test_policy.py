@@ -169,6 +169,14 @@ def test_unusable_observations_are_refused(obs: Any, message: str) -> None:
         make_policy().predict(obs)
 
 
+def test_a_diverged_policy_says_so() -> None:
+    policy = make_policy()
+    with torch.no_grad():
+        output_bias(policy).fill_(torch.nan)
+    with pytest.raises(RunError, match="training diverged"):
+        policy.predict([0, 0, 0, 0])
+
+
 def test_unusable_states_are_refused() -> None:
     policy = make_policy()
     with pytest.raises(DataError, match="2 observations for 3 slots"):

@@ -1,0 +1,288 @@
+"""How good a policy is: the same starts for every policy, each played once to its end.
+
+Start i is `env.reset(seed=s_i)`, where s_i follows from the evaluation's seed and i alone.
+Episodes are played side by side in slots, and start i always in slot i mod slots: the batch has
+the same shape in every step, so that the result of a start does not depend on what is played
+beside it, not even in the last bit. Keeping the first n episodes to finish instead would favour
+short ones.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from offrl.datasets.offline import Reference, Spec
+from offrl.envs.making import Env, make, spaces_match
+from offrl.envs.references import reference_for
+from offrl.errors import ConfigError, RunError
+from offrl.statistics import Interval, t_interval
+from offrl.streams import Stream
+
+SLOTS = 10
+
+
+@runtime_checkable
+class StatefulPolicy(Protocol):
+    """What `offrl.Policy` offers: a state per slot, and actions for all slots at once."""
+
+    spec: Spec
+
+    def start(self, n: int, goal: Any = None, target_return: float | None = None) -> Any: ...
+    def restart(
+        self, state: Any, slots: Sequence[int], episodes: Sequence[int] | None = None
+    ) -> Any: ...
+    def act(
+        self, obs: Any, state: Any, reward: Any = None, deterministic: bool = True
+    ) -> tuple[Any, Any]: ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Undiscounted return and length in steps of each episode, in the order of the starts."""
+
+    returns: tuple[float, ...]
+    lengths: tuple[int, ...]
+    starts: tuple[int, ...]  # the seed that each episode was reset with
+    env_id: str
+    seed: int
+    reference: Reference | None = None
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.returns))
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation over episodes; 0 for a single one."""
+        return float(np.std(self.returns, ddof=1)) if len(self.returns) > 1 else 0.0
+
+    @property
+    def ci95(self) -> Interval | None:
+        """Student's 95 % interval of the mean over starts; None for one episode."""
+        return t_interval(self.returns)
+
+    @property
+    def score(self) -> float | None:
+        """100 (mean - min) / (max - min), where the environment has reference returns."""
+        return None if self.reference is None else float(self.reference.score(self.mean))
+
+    @property
+    def score_ci95(self) -> Interval | None:
+        """The interval of the score: that of the mean, on the reference's scale."""
+        if self.reference is None or self.ci95 is None:
+            return None
+        low, high = self.reference.score([self.ci95.low, self.ci95.high])
+        return Interval(float(low), float(high))
+
+    def to_json(self) -> dict[str, Any]:
+        """Every number, for a file: only JSON's own types."""
+
+        def bounds(interval: Interval | None) -> list[float] | None:
+            return None if interval is None else [interval.low, interval.high]
+
+        ref = self.reference
+        return {
+            "env": self.env_id,
+            "episodes": len(self.returns),
+            "seed": self.seed,
+            "mean": self.mean,
+            "std": self.std,
+            "ci95": bounds(self.ci95),
+            "score": self.score,
+            "score_ci95": bounds(self.score_ci95),
+            "reference": ref and {"min": ref.min, "max": ref.max, "source": ref.source},
+            "length": float(np.mean(self.lengths)),
+            "returns": list(self.returns),
+            "lengths": list(self.lengths),
+            "starts": list(self.starts),
+        }
+
+    def __str__(self) -> str:
+        def within(interval: Interval | None) -> str:
+            return "" if interval is None else f"   95 % interval {interval}"
+
+        lines = [
+            f"{self.env_id}, {len(self.returns)} episodes, starts of seed {self.seed}",
+            f"  return  {self.mean:.1f} ± {self.std:.1f}{within(self.ci95)}",
+        ]
+        if self.reference is not None:
+            low, high, source = self.reference.min, self.reference.max, self.reference.source
+            lines += [
+                f"  score   {self.score:.1f}{within(self.score_ci95)}",
+                f"          (0 is a return of {low:.1f}, 100 of {high:.1f}: {source})",
+            ]
+        lines.append(f"  length  {np.mean(self.lengths):.1f} steps")
+        return "\n".join(lines)
+
+
+def evaluate(
+    policy: StatefulPolicy | Callable[[Any], Any] | Any,
+    env: str | Callable[[], Env] | Env,
+    episodes: int = 20,
+    seed: int = 0,
+    slots: int | None = None,
+    *,
+    deterministic: bool = True,
+    reference: Reference | None = None,
+) -> Evaluation:
+    """Play `episodes` starts, each once, and return what every one of them gave.
+
+    `policy` is an `offrl.Policy`; or an object whose `predict` takes one observation (its first
+    result counts, as in stable-baselines3); or a function of one observation. `env` is a
+    Gymnasium id, a function that makes environments, or one environment. `slots` episodes are
+    played at once (10 unless told): results are compared to the last bit for the same number
+    alone. `reference` gives the score; by default D4RL's for the environment's id, if any.
+
+    Raises ConfigError where the environment does not fit the policy, RunError where it gives a
+    reward that is not finite.
+    """
+    if episodes < 1 or (slots is not None and slots < 1):
+        raise ConfigError(f"episodes ({episodes}) and slots ({slots}) must be at least 1")
+    width = slots or SLOTS
+    driver = _driver(policy, width, deterministic)
+    spec = getattr(policy, "spec", None)
+    spec = spec if isinstance(spec, Spec) else None
+    starts = tuple(start_seed(seed, i) for i in range(episodes))
+    count = 1 if isinstance(env, gymnasium.Env) else min(width, episodes)
+    envs: list[Env] = []
+    try:
+        for _ in range(count):
+            envs.append(_environment(env, spec))
+        if spec is not None:
+            spaces_match(envs[0], spec)
+        if isinstance(env, gymnasium.Env):
+            turns = [({i % width: [i]}, {i % width: envs[0]}) for i in range(episodes)]
+        else:
+            turns = [
+                ({k: list(range(k, episodes, width)) for k in range(count)}, dict(enumerate(envs)))
+            ]
+        results: dict[int, tuple[float, int]] = {}
+        for queues, places in turns:
+            results |= _play(driver, places, queues, starts)
+        env_id = _name(env, envs[0])
+    finally:
+        if not isinstance(env, gymnasium.Env):
+            for made in envs:
+                made.close()
+    if reference is None and isinstance(env, str):
+        reference = reference_for(env)
+    returns, lengths = zip(*(results[i] for i in range(episodes)), strict=True)
+    return Evaluation(returns, lengths, starts, env_id, seed, reference)
+
+
+def start_seed(seed: int, i: int) -> int:
+    """The seed that start i of an evaluation is reset with."""
+    return int(Stream(seed, "eval").block(i).integers(2**31))
+
+
+def _environment(env: str | Callable[[], Env] | Env, spec: Spec | None) -> Env:
+    obs_keys = None if spec is None else spec.obs_keys
+    if isinstance(env, gymnasium.Env):
+        return make(lambda: env, obs_keys=obs_keys)
+    return make(env, obs_keys=obs_keys)
+
+
+def _name(env: str | Callable[[], Env] | Env, made: Env) -> str:
+    if isinstance(env, str):
+        return env
+    return made.spec.id if made.spec else type(made.unwrapped).__name__
+
+
+def _play(
+    driver: "_Stateful | _Stateless",
+    envs: dict[int, Env],
+    queues: dict[int, list[int]],
+    starts: Sequence[int],
+) -> dict[int, tuple[float, int]]:
+    """(return, length) of each episode in `queues`, which slot k plays in `envs[k]`."""
+    results: dict[int, tuple[float, int]] = {}
+    current: dict[int, int] = {}
+    observations: dict[int, Any] = {}
+    rewards: dict[int, float] = {}
+    total: dict[int, float] = {}
+    steps: dict[int, int] = {}
+
+    def begin(slot: int) -> None:
+        episode = current[slot] = queues[slot].pop(0)
+        observations[slot], _ = envs[slot].reset(seed=starts[episode])
+        rewards[slot], total[slot], steps[slot] = 0.0, 0.0, 0
+        driver.begin(slot, episode)
+
+    queues = {slot: list(queue) for slot, queue in queues.items()}
+    for slot in queues:
+        begin(slot)
+    while observations:
+        actions = driver.actions(observations, rewards)
+        for slot, action in actions.items():
+            obs, reward, terminated, truncated, _ = envs[slot].step(action)
+            observations[slot], rewards[slot] = obs, float(reward)
+            total[slot] += rewards[slot]
+            steps[slot] += 1
+            if not np.isfinite(rewards[slot]):
+                raise RunError(
+                    f"the environment gave the reward {reward} at step {steps[slot]} of start "
+                    f"{current[slot]} (seed {starts[current[slot]]})"
+                )
+            if terminated or truncated:
+                results[current[slot]] = total[slot], steps[slot]
+                if queues[slot]:
+                    begin(slot)
+                else:
+                    del observations[slot]
+    return results
+
+
+def _driver(policy: Any, width: int, deterministic: bool) -> "_Stateful | _Stateless":
+    if isinstance(policy, StatefulPolicy):
+        return _Stateful(policy, width, deterministic)
+    predict = getattr(policy, "predict", None)
+    if callable(predict):
+        return _Stateless(lambda obs: predict(obs, deterministic=deterministic))
+    if callable(policy):
+        return _Stateless(policy)
+    raise ConfigError(
+        f"{type(policy).__name__} is not a policy: it has neither act and start nor predict, and "
+        "cannot be called"
+    )
+
+
+class _Stateful:
+    """All slots in one batch; those that play nothing keep their last observation."""
+
+    def __init__(self, policy: StatefulPolicy, width: int, deterministic: bool) -> None:
+        self.policy, self.deterministic = policy, deterministic
+        self.state = policy.start(width)
+        self.obs = np.zeros((width, len(policy.spec.obs_low)), np.float32)
+        self.reward = np.zeros(width, np.float32)
+
+    def begin(self, slot: int, episode: int) -> None:
+        self.state = self.policy.restart(self.state, [slot], [episode])
+
+    def actions(self, observations: dict[int, Any], rewards: dict[int, float]) -> dict[int, Any]:
+        for slot, obs in observations.items():
+            self.obs[slot], self.reward[slot] = np.ravel(obs), rewards[slot]
+        actions, self.state = self.policy.act(
+            self.obs, self.state, self.reward, deterministic=self.deterministic
+        )
+        return {slot: actions[slot] for slot in observations}
+
+
+class _Stateless:
+    """One observation at a time, for policies of which nothing else is known."""
+
+    def __init__(self, predict: Callable[[Any], Any]) -> None:
+        self.predict = predict
+
+    def begin(self, slot: int, episode: int) -> None:
+        pass
+
+    def actions(self, observations: dict[int, Any], rewards: dict[int, float]) -> dict[int, Any]:
+        actions: dict[int, NDArray[Any]] = {}
+        for slot, obs in observations.items():
+            action = self.predict(obs)
+            actions[slot] = action[0] if isinstance(action, tuple) else action
+        return actions
