@@ -25,7 +25,6 @@ from minari.serialization import serialize_space
 from numpy.typing import NDArray
 
 from offrl.datasets.offline import OfflineDataset, Reference, Spec, allocate
-from offrl.envs.layout import lookup
 from offrl.envs.references import reference_for
 from offrl.errors import DataError
 
@@ -110,15 +109,18 @@ def load_minari_id(dataset_id: str, *, download: bool) -> OfflineDataset:
         )
     path = minari_root() / dataset_id
     if not is_minari(path):
+        by_hand = (
+            f"Put its folder there (so that {path / 'data' / METADATA} exists), or set "
+            "MINARI_DATASETS_PATH to the folder of your datasets"
+        )
         if not download:
-            raise DataError(f"the Minari dataset {dataset_id!r} is not at {path}")
+            raise DataError(f"the Minari dataset {dataset_id!r} is not at {path}. {by_hand}")
         try:
             minari.download_dataset(dataset_id)
         except Exception as error:  # the remote client raises errors of several libraries
             raise DataError(
                 f"the Minari dataset {dataset_id!r} is not at {path} and could not be downloaded "
-                f"({type(error).__name__}: {error}). Put its folder there (so that "
-                f"{path / 'data' / METADATA} exists), or set MINARI_DATASETS_PATH to where it is"
+                f"({type(error).__name__}: {error}). {by_hand}"
             ) from error
     return load_minari(path)
 
@@ -239,13 +241,19 @@ def _fill_obs(
     block: NDArray[np.float32], obs: Any, keys: Mapping[str, tuple[int, int]], path: Path, e: int
 ) -> None:
     for key, (begin, stop) in keys.items():
-        values = np.asarray(lookup(obs, key) if key else obs)
+        values = np.asarray(_part(obs, key))
         if len(values) != len(block):
             raise DataError(
                 f"{path}: episode {e} has {len(values)} observations for {len(block) - 1} steps; "
                 "Minari stores one more than steps"
             )
         block[:, begin:stop] = values.reshape(len(values), -1)
+
+
+def _part(obs: Any, key: str) -> Any:
+    for name in key.split("/") if key else ():
+        obs = obs[name]
+    return obs
 
 
 def _reference(

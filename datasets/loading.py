@@ -1,0 +1,189 @@
+"""Datasets by name or path: `offrl.load_dataset`."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from offrl.datasets.columns import Columns, load_columns
+from offrl.datasets.d4rl import load_d4rl_file, load_d4rl_mapping
+from offrl.datasets.download import fetch
+from offrl.datasets.names import Named, named_by_file, named_sets
+from offrl.datasets.offline import OfflineDataset
+from offrl.datasets.origin import Bounds, Origin
+from offrl.datasets.screening import OutOfBounds, TimeLimit, screen
+from offrl.errors import ConfigError, DataError, near
+
+SHIPPED = Path(__file__).with_name("shipped")
+SUFFIXES = (".hdf5", ".h5", ".npz")
+
+
+def load_dataset(
+    name_or_path: str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    out_of_bounds: OutOfBounds = "refuse",
+    time_limit: TimeLimit = None,
+    env_id: str | None = None,
+    action_bounds: Bounds | None = None,
+    columns: Columns | None = None,
+    download: bool = True,
+    cache: str | os.PathLike[str] | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+) -> OfflineDataset:
+    """A dataset by name or by path, ready to learn from.
+
+    A name is a shipped set (`"hopper-medium-replay"`), one of D4RL's (`"hopper-medium-v2"`), a
+    Minari id (`"D4RL/door/human-v2"`; `"minari:ID"` where a name could mean both), or a file or
+    folder in `data_dir`. It is looked for in `data_dir` (default `$OFFRL_DATASETS`), in D4RL's
+    folder (`$D4RL_DATASET_DIR`, default `~/.d4rl/datasets`), in `cache` (default
+    `~/.cache/offrl`), and then downloaded unless `download` is false. A path is a D4RL HDF5
+    file, the folder of a Minari dataset, or an npz or HDF5 file read by `columns`. A mapping
+    is D4RL's dictionary of arrays.
+
+    Two faults are refused. Actions outside their bounds: `out_of_bounds` "clip" or "keep" loads
+    them. Terminals that fall on the time limit: `time_limit` in steps makes those truncations,
+    "keep" leaves them. `env_id` and `action_bounds` (low, high) say for flat files what they do
+    not hold. All this is recorded in the provenance. Raises DataError or ConfigError.
+    """
+    steps = time_limit if isinstance(time_limit, int) else None
+    origin = Origin("dictionary", None, env_id, action_bounds, steps)
+    if isinstance(name_or_path, Mapping):
+        dataset = load_d4rl_mapping(name_or_path, origin)
+        return screen(dataset, out_of_bounds, time_limit)
+    asked = os.fspath(name_or_path)
+    path, named = locate(asked, download=download, cache=cache, data_dir=data_dir)
+    if path is None:
+        from offrl.datasets.minari import load_minari_id
+
+        _refuse_flat_facts(asked, env_id, action_bounds, columns)
+        minari_id = asked.removeprefix("minari:")
+        return screen(load_minari_id(minari_id, download=download), out_of_bounds, time_limit)
+    name = asked if named is not None or _is_name(asked) else path.stem
+    if path.is_dir():
+        _refuse_flat_facts(asked, env_id, action_bounds, columns)
+        dataset = _load_folder(path, name if _is_name(asked) else None)
+    else:
+        origin = replace(
+            origin,
+            name=name,
+            named=named or named_by_file(path.name),
+            provenance={"file": path.name},
+        )
+        if columns is not None:
+            dataset = load_columns(path, columns, origin)
+        else:
+            dataset = load_d4rl_file(path, origin)
+    return screen(dataset, out_of_bounds, time_limit)
+
+
+def locate(
+    asked: str,
+    *,
+    download: bool = True,
+    cache: str | os.PathLike[str] | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+) -> tuple[Path | None, Named | None]:
+    """The file or folder for a name or path, and D4RL's record; (None, None) for a Minari id.
+
+    Raises DataError for a path that does not exist and a name that is not known.
+    """
+    if asked.startswith("minari:"):
+        return None, None
+    named = named_sets().get(asked)
+    if named is None and not _is_name(asked):
+        path = Path(asked).expanduser()
+        if path.exists():
+            return path, None
+        if _is_minari_id(asked):
+            return _in_folder(_data_dir(data_dir), asked), None
+        raise DataError(f"{path} does not exist{near(asked, named_sets())}")
+    local = _in_folder(_data_dir(data_dir), asked if named is None else named.filename)
+    local = local or _in_folder(_data_dir(data_dir), asked)
+    if local is not None:
+        return local, named
+    if named is not None:
+        return fetch(named, cache_dir(cache), (_d4rl_dir(),), download=download), named
+    if (SHIPPED / asked).is_dir():
+        return SHIPPED / asked, None
+    if Path(asked).exists():
+        return Path(asked), None
+    if _local_minari(asked):
+        return None, None
+    raise DataError(
+        f"unknown dataset {asked!r}{near(asked, [*shipped_names(), *named_sets()]) or '.'} "
+        "`offrl data list` prints the names; paths to files and folders, and Minari ids such as "
+        "'D4RL/door/human-v2', work too"
+    )
+
+
+def shipped_names() -> list[str]:
+    """Names of the datasets that come with the package."""
+    return sorted(p.parent.parent.name for p in SHIPPED.glob("*/data/metadata.json"))
+
+
+def cache_dir(cache: str | os.PathLike[str] | None = None) -> Path:
+    """Where downloads are kept: `cache`, else $XDG_CACHE_HOME/offrl, else ~/.cache/offrl."""
+    if cache is not None:
+        return Path(cache).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "offrl"
+
+
+def _data_dir(data_dir: str | os.PathLike[str] | None) -> Path | None:
+    chosen = data_dir if data_dir is not None else os.environ.get("OFFRL_DATASETS")
+    if not chosen:
+        return None
+    path = Path(chosen).expanduser()
+    if not path.is_dir():
+        raise DataError(f"the folder of local datasets {path} does not exist")
+    return path
+
+
+def _d4rl_dir() -> Path:
+    return Path(os.environ.get("D4RL_DATASET_DIR") or Path.home() / ".d4rl" / "datasets")
+
+
+def _in_folder(folder: Path | None, name: str) -> Path | None:
+    if folder is None:
+        return None
+    candidates = (folder / name, *(folder / f"{name}{suffix}" for suffix in SUFFIXES))
+    return next((c for c in candidates if c.exists()), None)
+
+
+def _is_name(asked: str) -> bool:
+    """Whether the text can only be a name: it has no folder and no suffix of a file."""
+    return os.sep not in asked and "/" not in asked and not Path(asked).suffix
+
+
+def _is_minari_id(asked: str) -> bool:
+    head, _, version = asked.rpartition("-v")
+    return bool(head) and version.isdigit() and not asked.startswith((".", "/", "~"))
+
+
+def _local_minari(name: str) -> bool:
+    if not _is_minari_id(name):
+        return False
+    from offrl.datasets.minari import is_minari, minari_root
+
+    return is_minari(minari_root() / name)
+
+
+def _load_folder(path: Path, name: str | None) -> OfflineDataset:
+    from offrl.datasets.minari import is_minari, load_minari
+
+    if is_minari(path):
+        return load_minari(path, name)
+    if path.name == "data" and is_minari(path.parent):
+        return load_minari(path.parent, name)
+    inside = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+    raise DataError(
+        f"{path} is a folder, but not a Minari dataset (no data/metadata.json); it holds {inside}"
+    )
+
+
+def _refuse_flat_facts(asked: str, *facts: Any) -> None:
+    if any(fact is not None for fact in facts):
+        raise ConfigError(
+            f"{asked} is a Minari dataset, which states its environment, bounds and columns; "
+            "env_id, action_bounds and columns are for flat files"
+        )
