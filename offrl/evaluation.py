@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offrl.datasets.offline import Reference, Spec
+from offrl.envs.goals import FlattenKeys
 from offrl.envs.making import Env, make, spaces_match
 from offrl.envs.references import reference_for
 from offrl.errors import ConfigError, RunError
@@ -40,25 +41,25 @@ class StatefulPolicy(Protocol):
     ) -> tuple[Any, Any]: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """Undiscounted return and length in steps of each episode, in the order of the starts."""
 
-    returns: tuple[float, ...]
-    lengths: tuple[int, ...]
-    starts: tuple[int, ...]  # the seed that each episode was reset with
+    returns: NDArray[np.float64]  # (episodes,)
+    lengths: NDArray[np.int64]  # (episodes,)
+    starts: NDArray[np.int64]  # (episodes,) the seed that each was reset with
     env_id: str
     seed: int
     reference: Reference | None = None
 
     @property
     def mean(self) -> float:
-        return float(np.mean(self.returns))
+        return float(self.returns.mean())
 
     @property
     def std(self) -> float:
         """Sample standard deviation over episodes; 0 for a single one."""
-        return float(np.std(self.returns, ddof=1)) if len(self.returns) > 1 else 0.0
+        return float(self.returns.std(ddof=1)) if len(self.returns) > 1 else 0.0
 
     @property
     def ci95(self) -> Interval | None:
@@ -75,7 +76,7 @@ class Evaluation:
         """The interval of the score: that of the mean, on the reference's scale."""
         if self.reference is None or self.ci95 is None:
             return None
-        low, high = self.reference.score([self.ci95.low, self.ci95.high])
+        low, high = self.reference.score(np.array([self.ci95.low, self.ci95.high]))
         return Interval(float(low), float(high))
 
     def to_json(self) -> dict[str, Any]:
@@ -95,10 +96,10 @@ class Evaluation:
             "score": self.score,
             "score_ci95": bounds(self.score_ci95),
             "reference": ref and {"min": ref.min, "max": ref.max, "source": ref.source},
-            "length": float(np.mean(self.lengths)),
-            "returns": list(self.returns),
-            "lengths": list(self.lengths),
-            "starts": list(self.starts),
+            "length": float(self.lengths.mean()),
+            "returns": self.returns.tolist(),
+            "lengths": self.lengths.tolist(),
+            "starts": self.starts.tolist(),
         }
 
     def __str__(self) -> str:
@@ -115,7 +116,7 @@ class Evaluation:
                 f"  score   {self.score:.1f}{within(self.score_ci95)}",
                 f"          (0 is a return of {low:.1f}, 100 of {high:.1f}: {source})",
             ]
-        lines.append(f"  length  {np.mean(self.lengths):.1f} steps")
+        lines.append(f"  length  {self.lengths.mean():.1f} steps")
         return "\n".join(lines)
 
 
@@ -146,7 +147,7 @@ def evaluate(
     driver = _driver(policy, width, deterministic)
     spec = getattr(policy, "spec", None)
     spec = spec if isinstance(spec, Spec) else None
-    starts = tuple(start_seed(seed, i) for i in range(episodes))
+    starts = [start_seed(seed, i) for i in range(episodes)]
     count = 1 if isinstance(env, gymnasium.Env) else min(width, episodes)
     envs: list[Env] = []
     try:
@@ -170,8 +171,14 @@ def evaluate(
                 made.close()
     if reference is None and isinstance(env, str):
         reference = reference_for(env)
-    returns, lengths = zip(*(results[i] for i in range(episodes)), strict=True)
-    return Evaluation(returns, lengths, starts, env_id, seed, reference)
+    return Evaluation(
+        np.array([results[i][0] for i in range(episodes)], np.float64),
+        np.array([results[i][1] for i in range(episodes)], np.int64),
+        np.array(starts, np.int64),
+        env_id,
+        seed,
+        reference,
+    )
 
 
 def start_seed(seed: int, i: int) -> int:
@@ -180,10 +187,11 @@ def start_seed(seed: int, i: int) -> int:
 
 
 def _environment(env: str | Callable[[], Env] | Env, spec: Spec | None) -> Env:
-    obs_keys = None if spec is None else spec.obs_keys
-    if isinstance(env, gymnasium.Env):
-        return make(lambda: env, obs_keys=obs_keys)
-    return make(env, obs_keys=obs_keys)
+    made = env if isinstance(env, gymnasium.Env) else make(env)
+    dictionary = isinstance(made.observation_space, gymnasium.spaces.Dict)
+    if spec is not None and spec.obs_keys is not None and dictionary:
+        return FlattenKeys(made, spec.obs_keys)
+    return made
 
 
 def _name(env: str | Callable[[], Env] | Env, made: Env) -> str:
