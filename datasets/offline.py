@@ -33,9 +33,10 @@ class Reference:
     max: float
     source: str
 
-    def score(self, value: ArrayLike) -> F64:
+    def score(self, value: float | ArrayLike) -> F64:
         """100 (return - min) / (max - min)."""
-        return 100.0 * (np.asarray(value, np.float64) - self.min) / (self.max - self.min)
+        share = (np.asarray(value, np.float64) - self.min) / (self.max - self.min)
+        return np.asarray(100.0 * share)
 
 
 @dataclass(frozen=True)
