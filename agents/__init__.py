@@ -1,4 +1,32 @@
-"""Control agents, one file each."""
+"""Agents, by name: the class, and the settings that the name stands for."""
 
 if __name__ != "offrl.agents":
     raise ImportError(f"this package is offrl.agents, not {__name__}")
+
+from typing import Any
+
+from offrl.agent import Agent
+from offrl.agents.bc import BC, BCConfig
+from offrl.agents.iql import IQL, IQLConfig
+from offrl.agents.prdc import PRDC, PRDCConfig
+from offrl.agents.td3_bc import TD3BC, TD3BCConfig
+
+AGENTS: dict[str, tuple[type[Agent], Any]] = {
+    "bc": (BC, BCConfig()),
+    "percent_bc": (BC, BCConfig(top_fraction=0.1)),
+    "td3_bc": (TD3BC, TD3BCConfig()),
+    "iql": (IQL, IQLConfig()),
+    "prdc": (PRDC, PRDCConfig()),
+}
+
+__all__ = [
+    "AGENTS",
+    "BC",
+    "IQL",
+    "PRDC",
+    "TD3BC",
+    "BCConfig",
+    "IQLConfig",
+    "PRDCConfig",
+    "TD3BCConfig",
+]

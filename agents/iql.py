@@ -1,0 +1,144 @@
+"""Implicit Q-learning (IQL; Kostrikov, Nair and Levine, ICLR 2022, arXiv:2110.06169).
+
+    L_V  = E[ |tau - 1(u < 0)| u^2 ],  u = min_i Q_i'(s, a) - V(s)
+    L_pi = E[ -min(exp(beta (min_i Q_i'(s, a) - V(s))), 100) log pi(a | s) ]
+    L_Q  = sum_i E[ (r + gamma (1 - terminated) V(s') - Q_i(s, a))^2 ]
+
+tau is `expectile` here, since `polyak` is the rate of the target. The paper leaves the order
+within an update open; it follows the authors' code: V, then pi with the new V, then Q with the new
+V, then Q'. As in that code the policy is a Gaussian whose mean is squashed (the distribution is
+not), its spread does not depend on the state, its learning rate falls to zero along a cosine, and
+locomotion rewards are scaled so that best and worst return are 1000 apart. At evaluation the mean
+is played.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from offrl.agent import Agent
+from offrl.checks import check_choice, check_intervals
+from offrl.datasets.offline import Spec
+from offrl.losses import expectile_loss, td_loss, td_target
+from offrl.networks import Critic, GaussianActor, Learners, Value
+from offrl.optim import adam, polyak_update, set_lr, target_of
+from offrl.regularizers import advantage_weight
+from offrl.types import Batch, Metrics, Noise
+
+
+@dataclass(frozen=True)
+class IQLConfig:
+    """Settings of the paper on locomotion; see the recipes for the others."""
+
+    expectile: float = 0.7  # tau of L_V; 0.9 on AntMaze
+    beta: float = 3.0  # inverse temperature of the policy's weights; 10 on AntMaze
+    max_weight: float = 100.0  # at which those weights are cut
+    dropout: float = 0.0  # of the policy's hidden layers; 0.1 on Adroit and Kitchen
+    actor_schedule: Literal["cosine", "constant"] = "cosine"  # of the policy's learning rate
+    gamma: float = 0.99
+    lr: float = 3e-4
+    polyak: float = 0.005
+    hidden: tuple[int, ...] = (256, 256)
+    normalize_obs: bool = False
+    reward_by_return_range: bool = True  # scale by 1000 / (best - worst return)
+    reward_scale: float = 1.0
+    reward_shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_intervals(
+            self,
+            expectile="(0, 1)",
+            beta="[0, inf)",
+            max_weight="(0, inf)",
+            dropout="[0, 1)",
+            gamma="[0, 1)",
+            lr="(0, inf)",
+            polyak="(0, 1]",
+        )
+        check_choice(self, "actor_schedule", ("cosine", "constant"))
+
+
+class IQL(Agent):
+    """Expectile values, then a policy by weighted regression."""
+
+    config: IQLConfig
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "locomotion": {"expectile": 0.7, "beta": 3.0, "reward_by_return_range": True},
+        "antmaze": {
+            "expectile": 0.9,
+            "beta": 10.0,
+            "reward_by_return_range": False,
+            "reward_shift": -1.0,
+        },
+        "kitchen": {
+            "expectile": 0.7,
+            "beta": 0.5,
+            "dropout": 0.1,
+            "reward_by_return_range": False,
+        },
+        "adroit": {
+            "expectile": 0.7,
+            "beta": 0.5,
+            "dropout": 0.1,
+            "reward_by_return_range": False,
+        },
+    }
+
+    def __init__(self, spec: Spec, config: IQLConfig, learners: Learners) -> None:
+        super().__init__(spec, config, learners)
+        obs_dim, act_dim, hidden = self.obs_dim, self.act_dim, config.hidden
+        self.actor = GaussianActor(obs_dim, act_dim, hidden, learners, config.dropout)
+        self.critic = Critic(obs_dim, act_dim, hidden, learners)
+        self.value = Value(obs_dim, hidden, learners)
+        self.critic_target = target_of(self.critic)
+        self.actor_opt = adam(self.actor.parameters(), config.lr)
+        self.critic_opt = adam(self.critic.parameters(), config.lr)
+        self.value_opt = adam(self.value.parameters(), config.lr)
+
+    def noise(self, batch_size: int) -> dict[str, tuple[int, ...]]:
+        shapes: dict[str, tuple[int, ...]] = self.actor.net.noise(batch_size)
+        return shapes
+
+    def schedule(self, step: int, steps: int) -> None:
+        if self.config.actor_schedule == "cosine":
+            set_lr(self.actor_opt, self.config.lr * 0.5 * (1.0 + math.cos(math.pi * step / steps)))
+
+    def update(self, batch: Batch, noise: Noise, phase: int) -> Metrics:
+        q = self.compute(self.target_q, batch)
+        metrics = self.minimize(self.value_opt, self.value_loss, batch, q)
+        metrics |= self.minimize(self.actor_opt, self.actor_loss, batch, q, noise)
+        metrics |= self.minimize(self.critic_opt, self.critic_loss, batch)
+        polyak_update(self.critic, self.critic_target, self.config.polyak)
+        return metrics
+
+    def target_q(self, batch: Batch) -> Tensor:
+        q: Tensor = self.critic_target(batch.obs, batch.action).amin(0)
+        return q
+
+    def value_loss(self, batch: Batch, q: Tensor) -> tuple[Tensor, Metrics]:
+        value = self.value(batch.obs)
+        loss = expectile_loss(q - value, self.config.expectile).mean(-1)
+        return loss, {"value": value.mean(-1)}
+
+    def actor_loss(self, batch: Batch, q: Tensor, noise: Noise) -> tuple[Tensor, Metrics]:
+        with torch.no_grad():
+            advantage = q - self.value(batch.obs)
+            weight = advantage_weight(advantage, self.config.beta, self.config.max_weight)
+        log_prob = self.actor(batch.obs, noise).log_prob(batch.action)
+        metrics = {"advantage": advantage.mean(-1), "log_prob": log_prob.mean(-1)}
+        return -(weight * log_prob).mean(-1), metrics
+
+    def critic_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        with torch.no_grad():
+            next_value = self.value(batch.next_obs)
+            target = td_target(batch.reward, batch.mask, next_value, self.config.gamma)
+        q = self.critic(batch.obs, batch.action)
+        return td_loss(q, target).mean(-1), {"q_data": q[0].mean(-1), "target": target.mean(-1)}
+
+    def validate(self, batch: Batch) -> Metrics:
+        loss, metrics = self.critic_loss(batch)
+        return {**super().validate(batch), "td_error": loss, "q": metrics["q_data"]}

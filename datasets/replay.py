@@ -1,0 +1,112 @@
+"""Transitions of a dataset as an agent sees them, gathered on the device.
+
+    s = (obs - obs_mean) / obs_std
+    a = (action - action_mid) / action_half
+    r = reward_scale reward + reward_shift
+
+The raw rows stay as they are; every map is applied to the gathered batch, so memory is that of
+the dataset.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from offrl.datasets.offline import OfflineDataset
+from offrl.streams import BLOCK, Stream
+from offrl.types import Batch
+
+STD_EPS = 1e-3  # added to the deviation of each component (TD3+BC, section 5)
+RETURN_RANGE = 1000.0  # best return minus worst return after scaling (IQL, appendix A)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A view of transitions; `index` holds the rows at which one can begin."""
+
+    rows: Float[Tensor, "rows width"]
+    index: Int[Tensor, " transitions"]
+    obs_mean: Float[Tensor, " obs"]
+    obs_std: Float[Tensor, " obs"]
+    action_mid: Float[Tensor, " act"]
+    action_half: Float[Tensor, " act"]
+    reward_scale: float
+    reward_shift: float
+    fingerprint: str  # of the dataset and of every map above
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def to(self, where: torch.device | str | torch.dtype) -> "Replay":
+        """On another device or in another float type."""
+        names = ("rows", "obs_mean", "obs_std", "action_mid", "action_half")
+        moved = {n: getattr(self, n).to(where) for n in names}
+        if not isinstance(where, torch.dtype):
+            moved["index"] = self.index.to(where)
+        return replace(self, **moved)
+
+    def batch(self, row: Int[Tensor, "*lead batch"]) -> Batch:
+        """The transitions that begin at these rows."""
+        o, a = len(self.obs_mean), len(self.action_mid)
+        now, then = self.rows[row], self.rows[row + 1]
+        return Batch(
+            obs=(now[..., :o] - self.obs_mean) / self.obs_std,
+            action=(now[..., o : o + a] - self.action_mid) / self.action_half,
+            reward=now[..., -3] * self.reward_scale + self.reward_shift,
+            mask=1.0 - now[..., -2],
+            next_obs=(then[..., :o] - self.obs_mean) / self.obs_std,
+            next_action=(then[..., o : o + a] - self.action_mid) / self.action_half,
+            index=row,
+        )
+
+
+def transitions(
+    dataset: OfflineDataset,
+    *,
+    normalize_obs: bool = False,
+    reward_scale: float = 1.0,
+    reward_shift: float = 0.0,
+    reward_by_return_range: bool = False,
+) -> Replay:
+    """The view that most agents use: one-step transitions.
+
+    `normalize_obs` standardises observations by the dataset's own moments. With
+    `reward_by_return_range` rewards are first multiplied by 1000 / (best - worst return) of the
+    episodes; then `reward_scale` and `reward_shift` apply, in this order.
+    """
+    o = dataset.obs_dim
+    mean, std = np.zeros(o), np.ones(o)
+    if normalize_obs:
+        mean, deviation = dataset.obs_moments()
+        std = deviation + STD_EPS
+    if reward_by_return_range:
+        returns = dataset.returns()
+        spread = float(returns.max() - returns.min())
+        reward_scale *= RETURN_RANGE / spread if spread > 0 else 1.0
+    low, high = (np.array(x) for x in (dataset.spec.action_low, dataset.spec.action_high))
+    return Replay(
+        rows=torch.from_numpy(dataset.rows),
+        index=torch.from_numpy(dataset.transition_rows()),
+        obs_mean=torch.tensor(mean, dtype=torch.float32),
+        obs_std=torch.tensor(std, dtype=torch.float32),
+        action_mid=torch.tensor((high + low) / 2, dtype=torch.float32),
+        action_half=torch.tensor((high - low) / 2, dtype=torch.float32),
+        reward_scale=reward_scale,
+        reward_shift=reward_shift,
+        fingerprint=f"{dataset.fingerprint}/{normalize_obs}/{reward_scale!r}/{reward_shift!r}",
+    )
+
+
+class Sampler:
+    """Uniform batches with replacement for one learner, by step."""
+
+    def __init__(self, seed: int, size: int, batch_size: int) -> None:
+        self._stream = Stream(seed, "batch")
+        self._size, self._batch_size = size, batch_size
+
+    def block(self, i: int) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+        """Places in the view for steps i BLOCK .. (i + 1) BLOCK - 1: (BLOCK, batch)."""
+        return self._stream.block(i).integers(self._size, size=(BLOCK, self._batch_size))
