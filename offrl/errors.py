@@ -5,7 +5,9 @@ from collections.abc import Iterable
 
 
 class OffrlError(Exception):
-    """Base of the errors that the command line prints as one line, with exit code 2."""
+    """Base of the errors that the command line prints as one line, without a traceback."""
+
+    exit_code = 2
 
 
 class DataError(OffrlError):

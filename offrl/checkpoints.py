@@ -1,0 +1,156 @@
+"""Checkpoints: a folder of `state.safetensors` and `state.json` for each learner.
+
+Tensors have flat names: `critic/head.weight`, `opt/critic/critic.head.weight/exp_avg`. The state
+of a learner that was trained in a stack is its slice, in the form that it has alone, so runs of
+one learner and of several are interchangeable.
+"""
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim import Optimizer
+
+from offrl.agent import Agent
+from offrl.errors import RunError
+from offrl.files import new_folder, read_json, write_json
+from offrl.networks import seed_axes
+
+FORMAT = 1
+STEP = re.compile(r"step-(\d{9})")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor of the state, and the axis along which learners are stacked in it, if any."""
+
+    tensor: Tensor
+    axis: int | None
+
+    def of(self, learner: int) -> Tensor:
+        mine = self.tensor if self.axis is None else self.tensor.select(self.axis, learner)
+        return mine.detach().cpu().contiguous()
+
+
+def agent_entries(agent: Agent) -> dict[str, Entry]:
+    """Everything that an agent learns or moves: networks, targets, buffers, optimisers."""
+    axes = seed_axes(agent)
+    entries = {}
+    for name, tensor in agent.state_dict().items():
+        entries[name.replace(".", "/", 1)] = Entry(tensor, axes[name])
+    names = {id(p): n for n, p in agent.named_parameters()}
+    for opt_name, optimizer in agent.optimizers().items():
+        for i, group in enumerate(optimizer.param_groups):
+            entries[f"opt/{opt_name}/group{i}/lr"] = Entry(torch.as_tensor(group["lr"]), None)
+            for parameter in group["params"]:
+                name = names[id(parameter)]
+                for key, tensor in _state_of(optimizer, parameter).items():
+                    axis = axes[name] if tensor.shape == parameter.shape else None
+                    entries[f"opt/{opt_name}/{name}/{key}"] = Entry(tensor, axis)
+    return entries
+
+
+def _state_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """The optimiser's state of a parameter, made if no step has been taken yet."""
+    if not optimizer.state[parameter]:
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter, requires_grad=False),
+            "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
+        }
+    state: dict[str, Tensor] = optimizer.state[parameter]
+    return state
+
+
+def save(
+    folders: Sequence[Path],
+    step: int,
+    entries: Mapping[str, Entry],
+    scalars: Sequence[Mapping[str, Any]],
+    keep: int,
+) -> None:
+    """Write one checkpoint per learner, then remove all but the newest `keep` of each.
+
+    Raises RunError where the disk is full or cannot be written; older checkpoints stay.
+    """
+    for learner, folder in enumerate(folders):
+        path = folder / f"step-{step:09d}"
+        if path.exists():
+            continue
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with new_folder(path) as partial:
+                tensors = {k: e.of(learner) for k, e in entries.items()}
+                save_file(tensors, partial / "state.safetensors")
+                state = {"format": FORMAT, "step": step, **scalars[learner]}
+                write_json(partial / "state.json", state)
+        except (OSError, SafetensorError) as error:
+            raise RunError(
+                f"the checkpoint {path} could not be written: {error}. Earlier checkpoints are "
+                "untouched: free some space, then continue with --resume"
+            ) from None
+    for folder in folders:
+        for old in steps_in(folder)[:-keep]:
+            shutil.rmtree(folder / f"step-{old:09d}")
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Steps of the complete checkpoints in a folder, ascending."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(m[1]) for p in folder.iterdir() if (m := STEP.fullmatch(p.name)))
+
+
+def latest_common_step(folders: Sequence[Path]) -> int:
+    """The newest step at which every learner has a checkpoint.
+
+    A kill while several learners are being written leaves some of them one checkpoint ahead.
+    """
+    common = set(steps_in(folders[0])).intersection(*(steps_in(f) for f in folders[1:]))
+    if not common:
+        raise RunError(f"{folders[0]} holds no complete checkpoint; start the run again")
+    return max(common)
+
+
+def load(folders: Sequence[Path], step: int, entries: Mapping[str, Entry]) -> list[dict[str, Any]]:
+    """Copy a checkpoint of every learner into the tensors of `entries`; returns the scalars.
+
+    Raises RunError where a file is damaged, or does not hold exactly these tensors.
+    """
+    loaded, scalars = [], []
+    for folder in folders:
+        path = folder / f"step-{step:09d}"
+        state = read_json(path / "state.json")
+        if state.get("format") != FORMAT:
+            raise RunError(
+                f"{path} has checkpoint format {state.get('format')!r}; this version reads {FORMAT}"
+            )
+        try:
+            loaded.append(load_file(path / "state.safetensors"))
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"{path / 'state.safetensors'} cannot be read: {error}") from None
+        if loaded[-1].keys() != entries.keys():
+            different = sorted(loaded[-1].keys() ^ entries.keys())
+            raise RunError(
+                f"{path} was made by other settings: {len(different)} tensors differ, the first "
+                f"is {different[0]!r}"
+            )
+        scalars.append(state)
+    for name, entry in entries.items():
+        parts = [tensors[name] for tensors in loaded]
+        value = parts[0] if entry.axis is None else torch.stack(parts, entry.axis)
+        if value.shape != entry.tensor.shape:
+            raise RunError(
+                f"{folders[0]}: {name} has shape {tuple(value.shape)} in the checkpoint and "
+                f"{tuple(entry.tensor.shape)} in the agent"
+            )
+        with torch.no_grad():
+            entry.tensor.copy_(value)
+    return scalars

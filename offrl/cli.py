@@ -1,0 +1,56 @@
+"""The command line. Each command's module is imported when the command is used, not before."""
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+from offrl import __version__
+from offrl.errors import OffrlError, near
+
+COMMANDS = {
+    "train": ("offrl.train_cli", "train an agent on a dataset, or continue a run"),
+    "evaluate": ("offrl.evaluation_cli", "play a trained policy and report its return"),
+    "plot": ("offrl.plotting_cli", "draw learning curves of runs"),
+    "data": ("offrl.datasets.commands", "list, describe, import or collect datasets"),
+    "demo": ("offrl.demo", "train, evaluate and plot two agents on a shipped dataset"),
+}
+
+
+def usage() -> str:
+    """The text of `offrl --help`."""
+    lines = [f"offrl {__version__}: offline reinforcement learning and imitation learning", ""]
+    lines += ["usage: offrl COMMAND ...", "", "commands:"]
+    lines += [f"  {name:<10} {about}" for name, (_, about) in COMMANDS.items()]
+    lines += ["", "offrl COMMAND --help describes a command; --version prints the version."]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 2 for an error of use, 130 when stopped."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        print(f"offrl {__version__}")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    try:
+        if name not in COMMANDS:
+            raise OffrlError(
+                f"there is no command {name!r}{near(name, COMMANDS) or ';'} offrl has "
+                f"{', '.join(COMMANDS)}"
+            )
+        command: Callable[[list[str]], int] = import_module(COMMANDS[name][0]).main
+        return command(rest)
+    except OffrlError as error:
+        print(f"offrl: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("offrl: interrupted", file=sys.stderr)
+        return 130
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())

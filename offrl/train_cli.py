@@ -1,0 +1,132 @@
+"""`offrl train`: one flat parser of run, trainer and agent settings, made for the agent named."""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field, make_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from offrl.agents import AGENTS
+from offrl.callbacks import Callback
+from offrl.errors import ConfigError
+from offrl.experiment import DataConfig, Plan, Run, plan, resume_run, start_run
+from offrl.registry import find_agent
+from offrl.training import TrainConfig
+
+USAGE = f"""usage: offrl train --agent NAME --dataset NAME_OR_PATH [settings]
+       offrl train --resume DIR
+
+agents: {", ".join(AGENTS)}, or package.module:Class of your own
+
+offrl train --agent NAME --help shows every setting of that agent.
+offrl data list names the datasets."""
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """What to train on what, and where it goes."""
+
+    agent: str  # name of an agent, or package.module:Class
+    dataset: str  # name or path of a dataset
+    env: str = "auto"  # Gymnasium id; auto is the one that the dataset names; none
+    recipe: str = "auto"  # the paper's settings by environment family, a family's name, or none
+    out: str | None = None  # new folder of the run; runs/... by default
+    out_of_bounds: Literal["refuse", "clip", "keep"] = "refuse"  # actions outside their bounds
+    time_limit: int | None = None  # steps; terminals exactly there become truncations
+    validation: float | None = None  # share of episodes held out; 0.1 without an environment
+    split_seed: int = 0  # of the episodes held out
+    wandb: str | None = None  # project on Weights & Biases to log to as well
+
+
+def main(argv: list[str]) -> int:
+    """Run `offrl train`."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--agent")
+    first.add_argument("--resume")
+    first.add_argument("-h", "--help", action="store_true")
+    chosen, rest = first.parse_known_args(argv)
+    if chosen.resume is not None:
+        if rest or chosen.agent:
+            raise ConfigError(
+                "--resume takes no other setting: a run goes on with those that it began with"
+            )
+        _report(resume_run(Path(chosen.resume)))
+        return 0
+    if chosen.agent is None:
+        if chosen.help or not argv:
+            print(USAGE)
+            return 0
+        raise ConfigError(f"no agent was named: --agent is one of {', '.join(AGENTS)}")
+
+    _, _, defaults = find_agent(chosen.agent)
+    run, _, _ = _parse(argv, TrainConfig(), defaults)
+    data = DataConfig(run.out_of_bounds, run.time_limit, run.validation, run.split_seed)
+    resolved = plan(run.agent, run.dataset, run.env, run.recipe, data)
+    # Parsed again with the recipe's values as the defaults, so that a flag overrides them even
+    # where it states the value that the class has.
+    _, train, agent_config = _parse(argv, resolved.train, resolved.agent_config)
+    resolved = replace(resolved, train=train, agent_config=agent_config)
+    _announce(resolved)
+    callbacks: list[Callback] = []
+    if run.wandb is not None:
+        from offrl.wandb_callback import WandbCallback
+
+        callbacks.append(WandbCallback(run.wandb, resolved.record()))
+    _report(start_run(resolved, run.out, callbacks))
+    return 0
+
+
+def _parse(
+    argv: list[str], train: TrainConfig, agent: Any
+) -> tuple[RunArguments, TrainConfig, Any]:
+    """All settings in one flat namespace; `train` and `agent` hold the defaults."""
+    flat = make_dataclass(
+        "Settings",
+        [
+            ("run", RunArguments),
+            ("train", TrainConfig, field(default=train)),
+            ("agent_config", type(agent), field(default=agent)),
+        ],
+        frozen=True,
+    )
+    parsed = tyro.cli(
+        flat,
+        args=argv,
+        prog="offrl train",
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    return parsed.run, parsed.train, parsed.agent_config
+
+
+def _announce(plan: Plan) -> None:
+    """What is about to happen, before the bar."""
+    print(repr(plan.dataset))
+    if plan.recipe == "none":
+        print(f"{plan.agent}: its default settings, no recipe")
+    else:
+        values = ", ".join(f"{k}={v}" for k, v in plan.recipe_values.items()) or "the defaults"
+        print(f"{plan.agent}: recipe {plan.recipe} ({values})")
+    if plan.env is None:
+        print(
+            f"no environment: {plan.data.validation:.0%} of the episodes are held out, and "
+            "validation errors are reported instead of returns"
+        )
+
+
+def _report(run: Run) -> None:
+    for folder, summary in zip(run.folders, run.summaries, strict=True):
+        print(f"{folder}: {_line(summary)}")
+
+
+def _line(summary: Mapping[str, Any]) -> str:
+    parts = []
+    for name, part in summary.items():
+        if isinstance(part, Mapping) and name != "reference":
+            values = ", ".join(
+                f"{k.split('/')[-1]} {v:.4g}" for k, v in part.items() if k != "step"
+            )
+            at = f" at step {part['step']:,}" if "step" in part else ""
+            parts.append(f"{name} {values}{at}")
+    return "; ".join(parts) or f"{summary['step']:,} steps"

@@ -1,0 +1,406 @@
+"""The training loop: draw, update, log, evaluate, save. It knows an agent, never which one.
+
+A run is a function of its configuration: batches, noise and evaluation starts follow from seeds
+and steps. What a checkpoint holds is therefore the agent, the running means, and how far the
+tables had got; a run resumed from it goes on with the same bits as one that never stopped.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from offrl import checkpoints
+from offrl.agent import Agent
+from offrl.callbacks import Callback
+from offrl.checks import check_choice, check_intervals
+from offrl.datasets.offline import OfflineDataset, Reference
+from offrl.datasets.replay import Replay
+from offrl.errors import ConfigError, RunError
+from offrl.evaluation import Evaluation, evaluate
+from offrl.feed import Feed
+from offrl.files import write_json
+from offrl.metrics import Meter, RunLog, cut_back
+from offrl.optim import move_rates
+from offrl.policy import Policy
+
+EVALUATION_SEED = 1_000_000  # other starts than those of `offrl evaluate`, which judges the result
+LAST_EVALUATIONS = 10  # over which the reported running mean is taken
+VALIDATION_CHUNK = 4_096  # transitions measured at once
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how often, on what."""
+
+    steps: int = 1_000_000  # updates; the papers' length
+    batch_size: int = 256  # transitions per update and learner
+    seed: int = 0  # of initial weights, batches and noise; the first one with --seeds
+    seeds: int = 1  # learners trained side by side, with seeds seed, seed + 1, ...
+    log_every: int = 1_000  # updates
+    eval_every: int = 5_000  # updates
+    eval_episodes: int = 10  # per evaluation and learner
+    checkpoint_every: int = 10_000  # updates
+    keep_checkpoints: int = 2  # the newest ones
+    best_by: str = "auto"  # eval/return, or validation/action_error without an environment
+    device: str = "auto"  # cpu, cuda, cuda:1; auto takes a GPU if there is one
+    backend: Literal["eager", "aot_eager", "inductor"] = "eager"  # eager, or of torch.compile
+    precision: Literal["float32", "float64"] = "float32"
+
+    def __post_init__(self) -> None:
+        positive = ("steps", "batch_size", "seeds", "log_every", "eval_every")
+        positive += ("eval_episodes", "checkpoint_every", "keep_checkpoints")
+        check_intervals(self, **dict.fromkeys(positive, "[1, inf)"))
+        check_choice(self, "backend", ("eager", "aot_eager", "inductor"))
+        check_choice(self, "precision", ("float32", "float64"))
+        known = ("auto", "eval/return", "validation/action_error", "validation/td_error")
+        check_choice(self, "best_by", known)
+
+    @property
+    def learner_seeds(self) -> tuple[int, ...]:
+        return tuple(range(self.seed, self.seed + self.seeds))
+
+
+@dataclass
+class Progress:
+    """What one learner has reached; part of its checkpoint."""
+
+    evaluations: list[tuple[int, float]]  # step and mean return of each
+    best: tuple[int, float] | None = None  # step and value of the best, by the chosen metric
+
+
+class Interrupted(RunError):
+    """A signal stopped the run after its state was saved."""
+
+    exit_code = 130
+
+
+class Trainer:
+    """One run: an agent of one or several learners, its data, its folders."""
+
+    def __init__(
+        self,
+        agent: Agent,
+        dataset: OfflineDataset,
+        validation: OfflineDataset | None,
+        config: TrainConfig,
+        folders: Sequence[Path],
+        make_env: Callable[[], Any] | None = None,
+        reference: Reference | None = None,
+        callbacks: Sequence[Callback] = (),
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.agent, self.config, self.folders = agent, config, list(folders)
+        self.make_env, self.reference, self.callbacks = make_env, reference, list(callbacks)
+        self.provenance = dict(provenance or {})
+        self.best_by = self._best_by(validation)
+        device, dtype = choose_device(config.device), getattr(torch, config.precision)
+        replay = agent.view(dataset)
+        self.fingerprint = replay.fingerprint
+        self.validation: Replay | None = None
+        if validation is not None:
+            self.validation = _mapped_like(agent.view(validation), replay).to(device).to(dtype)
+        replay = replay.to(device).to(dtype)
+        agent.to(device, dtype)
+        move_rates(agent.optimizers().values(), device)
+        agent.backend = config.backend
+        agent.prepare(replay)
+        seeds = config.learner_seeds
+        self.feed = Feed(replay, seeds, config.batch_size, agent.noise(config.batch_size))
+        self.meter = Meter()
+        self.progress = [Progress([]) for _ in seeds]
+        self.step = 0
+
+    def _best_by(self, validation: OfflineDataset | None) -> str:
+        chosen = self.config.best_by
+        if chosen == "auto":
+            if self.make_env is None:
+                return "validation/action_error" if validation is not None else "none"
+            return "eval/return"
+        if chosen.startswith("eval/") and self.make_env is None:
+            raise ConfigError(f"best_by is {chosen!r}, but there is no environment to evaluate in")
+        if chosen.startswith("validation/") and validation is None:
+            raise ConfigError(f"best_by is {chosen!r}, but no episodes are held out (--validation)")
+        return chosen
+
+    def run(self, resume: bool = False) -> None:
+        """Train to the last step; `resume` continues from the newest checkpoint.
+
+        SIGTERM and Ctrl-C save first, then raise Interrupted. Raises RunError where a folder
+        cannot be written or a metric is no longer finite.
+        """
+        if resume:
+            self._load()
+        logs = [RunLog(folder, self.step if resume else None) for folder in self.folders]
+        steps, cfg, agent = self.config.steps, self.config, self.agent
+        began, began_at = time.perf_counter(), self.step
+        try:
+            with _Signals() as signals, _bar(self.step, steps, self._label()) as bar:
+                while self.step < steps:
+                    batch, noise = self.feed.at(self.step)
+                    agent.schedule(self.step, steps)
+                    self.meter.add(agent.update(batch, noise, self.step % agent.period))
+                    self.step += 1
+                    bar.update()
+
+                    last = self.step == steps
+                    if self.step % cfg.log_every == 0 or last:
+                        self._log(logs)
+                        now = time.perf_counter()
+                        self._log_performance(logs, (self.step - began_at) / (now - began))
+                        began, began_at = now, self.step
+                    if self.step % cfg.eval_every == 0 or last:
+                        self._evaluate(logs, bar)
+                        began, began_at = time.perf_counter(), self.step
+                    if self.step % cfg.checkpoint_every == 0 or last or signals.received:
+                        self._checkpoint(logs)
+                        began, began_at = time.perf_counter(), self.step
+                    if signals.received and not last:
+                        raise Interrupted(
+                            f"stopped by {signals.received} at step {self.step:,}; everything is "
+                            f"saved. Continue with: offrl train --resume {self._root()}"
+                        )
+        finally:
+            for log in logs:
+                log.close()
+        self._finish()
+
+    def _root(self) -> Path:
+        return self.folders[0] if len(self.folders) == 1 else self.folders[0].parent
+
+    def _label(self) -> str:
+        return str(self.provenance.get("agent", type(self.agent).__name__))
+
+    def _log(self, logs: Sequence[RunLog]) -> None:
+        means = self.meter.take()
+        for k, log in enumerate(logs):
+            values = {f"train/{name}": _of(mean, k) for name, mean in means.items()}
+            for name, value in values.items():
+                if not math.isfinite(value):
+                    raise RunError(
+                        f"{name} is {value} at step {self.step:,}: training has diverged. The "
+                        f"last checkpoint is in {self.folders[k] / 'checkpoints'}; try a smaller "
+                        "learning rate, or look at the data with offrl data info"
+                    )
+            log.scalars(self.step, values)
+            for callback in self.callbacks:
+                callback.on_log(self.step, self.folders[k], values)
+
+    def _log_performance(self, logs: Sequence[RunLog], rate: float) -> None:
+        values = {"performance/steps_per_second": rate}
+        values |= {f"performance/{k}": v for k, v in self.agent.performance().items()}
+        for log in logs:
+            log.scalars(self.step, values, table="performance.csv")
+
+    def _evaluate(self, logs: Sequence[RunLog], bar: "tqdm[None]") -> None:
+        validated = self._validate()
+        for k, (log, progress) in enumerate(zip(logs, self.progress, strict=True)):
+            values = {f"validation/{name}": _of(v, k) for name, v in validated.items()}
+            policy = self.policy(k)
+            if self.make_env is not None:
+                result = evaluate(
+                    policy,
+                    self.make_env,
+                    self.config.eval_episodes,
+                    EVALUATION_SEED,
+                    reference=self.reference,
+                )
+                values |= self._evaluation_values(result)
+                progress.evaluations.append((self.step, result.mean))
+                pairs = zip(result.returns, result.lengths, strict=True)
+                rows = [(self.step, i, float(r), int(n)) for i, (r, n) in enumerate(pairs)]
+                log.table("evaluations.csv", rows)
+                for callback in self.callbacks:
+                    callback.on_evaluation(self.step, self.folders[k], result)
+            log.scalars(self.step, values)
+            if self.best_by in values and self._improves(progress, values[self.best_by]):
+                progress.best = (self.step, values[self.best_by])
+                policy.save(self.folders[k] / "policy-best", overwrite=True)
+        latest = [p.evaluations[-1][1] for p in self.progress if p.evaluations]
+        if latest:
+            bar.set_postfix_str(self._describe(sum(latest) / len(latest)))
+
+    def _improves(self, progress: Progress, value: float) -> bool:
+        if progress.best is None:
+            return True
+        better_is_larger = self.best_by.startswith("eval/")
+        return value > progress.best[1] if better_is_larger else value < progress.best[1]
+
+    def _evaluation_values(self, result: Evaluation) -> dict[str, float]:
+        values = {"eval/return": result.mean, "eval/length": float(result.lengths.mean())}
+        if self.reference is not None:
+            values["eval/score"] = float(self.reference.score(result.mean))
+        return values
+
+    def _describe(self, mean_return: float) -> str:
+        if self.reference is None:
+            return f"return {mean_return:.1f}"
+        return f"return {mean_return:.0f}, score {float(self.reference.score(mean_return)):.1f}"
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, Tensor]:
+        """Means over all held-out transitions; each learner sees all of them."""
+        if self.validation is None:
+            return {}
+        rows, seeds = self.validation.index, self.agent.learners.shape
+        totals: dict[str, Tensor] = {}
+        for chunk in rows.split(VALIDATION_CHUNK):
+            batch = self.validation.batch(chunk.expand(*seeds, -1))
+            for name, value in self.agent.validate(batch).items():
+                weighted = value * (len(chunk) / len(rows))
+                totals[name] = totals[name] + weighted if name in totals else weighted
+        return totals
+
+    def policy(self, learner: int) -> Policy:
+        """The learner's policy as it is now."""
+        seed = self.config.learner_seeds[learner]
+        return self.agent.policy(learner, {**self.provenance, "seed": seed, "step": self.step})
+
+    def _checkpoint(self, logs: Sequence[RunLog]) -> None:
+        meter = {name: (s.cpu(), self.meter.counts[name]) for name, s in self.meter.sums.items()}
+        scalars = [
+            {
+                "data": self.fingerprint,
+                "prepared": self.agent.fingerprints(),
+                "tables": log.lengths(),
+                "meter": {n: [_of(s, k), count] for n, (s, count) in meter.items()},
+                "evaluations": progress.evaluations,
+                "best": progress.best,
+            }
+            for k, (log, progress) in enumerate(zip(logs, self.progress, strict=True))
+        ]
+        entries = checkpoints.agent_entries(self.agent)
+        keep = self.config.keep_checkpoints
+        checkpoints.save(self._checkpoint_folders(), self.step, entries, scalars, keep)
+        self.agent.save_caches()
+        for callback in self.callbacks:
+            for folder in self.folders:
+                callback.on_checkpoint(self.step, folder)
+
+    def _checkpoint_folders(self) -> list[Path]:
+        return [folder / "checkpoints" for folder in self.folders]
+
+    def _load(self) -> None:
+        folders = self._checkpoint_folders()
+        if not any(checkpoints.steps_in(folder) for folder in folders):
+            # Killed before its first checkpoint: the run begins again, its tables empty.
+            for folder in self.folders:
+                cut_back(folder, {})
+            return
+        step = checkpoints.latest_common_step(folders)
+        states = checkpoints.load(folders, step, checkpoints.agent_entries(self.agent))
+        for k, state in enumerate(states):
+            found = {"data": state["data"], **state["prepared"]}
+            expected = {"data": self.fingerprint, **self.agent.fingerprints()}
+            if found != expected:
+                different = [n for n in expected if found.get(n) != expected[n]]
+                raise RunError(
+                    f"{folders[k]} was made with other data: {', '.join(different)} "
+                    f"{'differs' if len(different) == 1 else 'differ'} from the checkpoint's. "
+                    "Restore the dataset that the run began with"
+                )
+            cut_back(self.folders[k], state["tables"])
+            best = state["best"]
+            self.progress[k] = Progress(
+                [(int(s), float(r)) for s, r in state["evaluations"]],
+                None if best is None else (int(best[0]), float(best[1])),
+            )
+        like = next(self.agent.parameters())
+        for name, (_, count) in states[0]["meter"].items():
+            sums = [state["meter"][name][0] for state in states]
+            value = torch.tensor(sums, dtype=like.dtype, device=like.device)
+            self.meter.sums[name] = value.reshape(self.agent.learners.shape)
+            self.meter.counts[name] = count
+        self.step = step
+
+    def _finish(self) -> None:
+        for k, folder in enumerate(self.folders):
+            self.policy(k).save(folder / "policy", overwrite=True)
+            write_json(folder / "summary.json", self.summary(k))
+
+    def summary(self, learner: int) -> dict[str, Any]:
+        """Last, best, and mean of the last ten evaluations, under these names."""
+        progress = self.progress[learner]
+        summary: dict[str, Any] = {"step": self.step, "best_by": self.best_by}
+        if progress.best is not None:
+            summary["best"] = {"step": progress.best[0], self.best_by: progress.best[1]}
+        if progress.evaluations:
+            returns = [r for _, r in progress.evaluations[-LAST_EVALUATIONS:]]
+            summary["last"] = {"eval/return": returns[-1]}
+            name = f"mean of last {len(returns)}"
+            summary[name] = {"eval/return": sum(returns) / len(returns)}
+        if self.reference is not None:
+            summary["reference"] = asdict(self.reference)
+            for part in summary.values():
+                if isinstance(part, dict) and "eval/return" in part:
+                    part["eval/score"] = float(self.reference.score(part["eval/return"]))
+        return summary
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of this name; 'auto' is a GPU if there is one. ConfigError if it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first_line = str(error).splitlines()[0]
+        raise ConfigError(f"device {name!r} cannot be used: {first_line}") from None
+    return device
+
+
+def _mapped_like(view: Replay, train: Replay) -> Replay:
+    """A view of held-out data under the maps that were fitted to the training data."""
+    return replace(
+        view,
+        obs_mean=train.obs_mean,
+        obs_std=train.obs_std,
+        reward_scale=train.reward_scale,
+        reward_shift=train.reward_shift,
+    )
+
+
+def _of(value: Tensor, learner: int) -> float:
+    return float(value if value.ndim == 0 else value[learner])
+
+
+@contextmanager
+def _bar(initial: int, total: int, label: str) -> Iterator["tqdm[None]"]:
+    with tqdm(
+        initial=initial, total=total, desc=label, unit="step", mininterval=1.0, smoothing=0.05
+    ) as bar:
+        yield bar
+
+
+class _Signals:
+    """Notes SIGTERM and SIGINT for the loop to act on; a second Ctrl-C interrupts at once."""
+
+    received: str | None = None
+
+    def __enter__(self) -> "_Signals":
+        self._previous = {}
+        for which in (signal.SIGTERM, signal.SIGINT):
+            try:
+                self._previous[which] = signal.signal(which, self._note)
+            except ValueError:
+                break  # not the main thread: signals are the caller's
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number).name
+
+    def __exit__(self, *exc: object) -> None:
+        for which, handler in self._previous.items():
+            signal.signal(which, handler)
