@@ -9,20 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from offrl.agent import Agent
+    from offrl.callbacks import Callback
     from offrl.datasets.loading import load_dataset
     from offrl.datasets.offline import OfflineDataset
     from offrl.errors import OffrlError
     from offrl.evaluation import evaluate
+    from offrl.experiment import Run, train
     from offrl.policy import Policy, load_policy
-    from offrl.training import train
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Agent",
+    "Callback",
     "OfflineDataset",
     "OffrlError",
     "Policy",
+    "Run",
     "__version__",
     "evaluate",
     "load_dataset",
@@ -32,13 +35,15 @@ __all__ = [
 
 _MODULE_OF = {
     "Agent": "offrl.agent",
+    "Callback": "offrl.callbacks",
     "OfflineDataset": "offrl.datasets.offline",
     "OffrlError": "offrl.errors",
     "Policy": "offrl.policy",
+    "Run": "offrl.experiment",
     "evaluate": "offrl.evaluation",
     "load_dataset": "offrl.datasets.loading",
     "load_policy": "offrl.policy",
-    "train": "offrl.training",
+    "train": "offrl.experiment",
 }
 
 

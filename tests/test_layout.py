@@ -10,6 +10,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import offrl
 
@@ -84,6 +86,32 @@ def test_every_data_file_is_listed() -> None:
             ), f"{path.relative_to(ROOT)} would be missing from the wheel"
 
 
+def _requirements(*extras: str) -> dict[str, Requirement]:
+    options = _setup()
+    text = options["options"]["install_requires"]
+    text += "".join(options["options.extras_require"][extra] for extra in extras)
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return {canonicalize_name(r.name): r for r in map(Requirement, lines)}
+
+
+def test_the_tested_versions_are_in_the_ranges() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    tested = {canonicalize_name(name): version for name, version in pins.items()}
+    for name, requirement in _requirements("test", "dev", "robot", "video").items():
+        assert requirement.specifier.contains(tested[name]), name
+
+
+def test_every_import_is_declared() -> None:
+    """What the package imports is the standard library, itself, or a requirement."""
+    declared = {
+        name.replace("-", "_") for name in _requirements("robot", "video", "sweep", "wandb")
+    }
+    for module, path in MODULES.items():
+        tops = {name.split(".")[0] for name in _imports(path)}
+        assert not tops - declared - sys.stdlib_module_names - {"offrl"}, module
+
+
 def test_version_is_the_same_everywhere() -> None:
     citation = (ROOT / "CITATION.cff").read_text()
     assert f"\nversion: {offrl.__version__}\n" in citation
@@ -115,6 +143,11 @@ def test_nothing_heavy_is_loaded_before_it_is_needed(action: str) -> None:
         "heavy = {'torch', 'mujoco', 'gymnasium', 'matplotlib', 'scipy'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_runtime_needs_no_torch() -> None:
+    done = _python("import sys; sys.modules['torch'] = None; import offrl.runtime")
     assert done.returncode == 0, done.stderr
 
 
