@@ -91,6 +91,10 @@ class HDF5Column:
         dtype: np.dtype[Any] = self.data.dtype
         return dtype
 
+    @property
+    def granule(self) -> int:
+        return self.data.chunks[0] if self.data.chunks else 1
+
     def blocks(self, rows: int) -> Iterator[NDArray[Any]]:
         try:
             for begin in range(0, self.shape[0], rows):
@@ -130,6 +134,7 @@ class NpzColumn:
     path: Path
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    granule: int = 1
 
     def blocks(self, rows: int) -> Iterator[NDArray[Any]]:
         row_bytes = self.dtype.itemsize * int(np.prod(self.shape[1:], dtype=np.int64))
@@ -176,7 +181,8 @@ def opened(path: Path) -> Iterator[Archive]:
             archive: Archive = NpzArchive(path)
         else:
             try:
-                file = stack.enter_context(h5py.File(path, "r"))
+                # Whole chunks are read, once each: HDF5's cache of 8 MB a column would be wasted.
+                file = stack.enter_context(h5py.File(path, "r", rdcc_nbytes=0))
                 archive = HDF5Archive(path, file)
             except (OSError, RuntimeError) as error:
                 raise DataError(

@@ -92,6 +92,10 @@ class PaddedColumn:
     def dtype(self) -> np.dtype[Any]:
         return self.padded.dtype
 
+    @property
+    def granule(self) -> int:
+        return 1
+
     def blocks(self, rows: int) -> Iterator[NDArray[Any]]:
         pending: list[NDArray[Any]] = []
         held, episode = 0, 0

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from offrl.datasets.offline import F32, I64, allocate
 from offrl.errors import DataError
 
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES, BLOCK_ROWS = 1 << 20, 1 << 14
 TOLERANCE = 1e-6  # Euclidean distance at which a stored next observation contradicts the next row
 Bools = NDArray[np.bool_]
 
@@ -28,6 +28,11 @@ class Column(Protocol):
     def shape(self) -> tuple[int, ...]: ...
     @property
     def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def granule(self) -> int:
+        """Rows that are stored together: blocks of a multiple of it are read once."""
+        ...
+
     def blocks(self, rows: int) -> Iterator[NDArray[Any]]: ...
 
 
@@ -45,6 +50,10 @@ class ArrayColumn:
     @property
     def dtype(self) -> np.dtype[Any]:
         return self.array.dtype
+
+    @property
+    def granule(self) -> int:
+        return 1
 
     def blocks(self, rows: int) -> Iterator[NDArray[Any]]:
         for begin in range(0, len(self.array), rows):
@@ -160,9 +169,11 @@ def _check_shapes(columns: FlatColumns) -> None:
         )
 
 
-def block_rows(columns: FlatColumns) -> int:
-    """Rows of the widest column in a block."""
-    return max(1024, BLOCK_BYTES // (8 * max(1, columns.observations.shape[1])))
+def _block_rows(column: Column) -> int:
+    """Rows in a block of at most about a megabyte, in whole granules."""
+    row_bytes = column.dtype.itemsize * int(np.prod(column.shape[1:], dtype=np.int64))
+    rows = min(BLOCK_ROWS, BLOCK_BYTES // max(1, row_bytes))
+    return max(1, rows // column.granule) * column.granule
 
 
 def _flags(columns: FlatColumns, column: Column | None, total: int) -> Bools:
@@ -170,7 +181,7 @@ def _flags(columns: FlatColumns, column: Column | None, total: int) -> Bools:
     if column is None:
         return flags
     begin = 0
-    for block in column.blocks(BLOCK_BYTES // 8):
+    for block in column.blocks(_block_rows(column)):
         _require_finite(columns, column, block, begin)
         flags[begin : begin + len(block)] = block.reshape(-1) != 0
         begin += len(block)
@@ -205,7 +216,7 @@ def _cut_at_limit(
 def _contradictions(columns: FlatColumns) -> Bools:
     """True at rows whose stored next observation is not the observation of the next row."""
     assert columns.next_observations is not None
-    size = block_rows(columns)
+    size = _block_rows(columns.observations)
     found = np.zeros(columns.observations.shape[0], np.bool_)
     begin = 0
     last: NDArray[Any] | None = None
@@ -243,7 +254,7 @@ def _fill(columns: FlatColumns, ends: Bools, lengths: I64) -> tuple[F32, I64, Bo
     if columns.next_observations is not None:
         episode = 0
         begin = 0
-        for block in columns.next_observations.blocks(block_rows(columns)):
+        for block in columns.next_observations.blocks(_block_rows(columns.next_observations)):
             finals = block[ends[begin : begin + len(block)]]
             last = (
                 starts[episode : episode + len(finals)] + lengths[episode : episode + len(finals)]
@@ -258,7 +269,7 @@ def _placed(
 ) -> Iterator[tuple[NDArray[Any], I64]]:
     """Blocks of a column, checked, each with the rows that it goes to."""
     begin, episode = 0, 0
-    for block in column.blocks(block_rows(columns)):
+    for block in column.blocks(_block_rows(column)):
         _require_finite(columns, column, block, begin)
         passed = np.cumsum(ends[begin : begin + len(block)])
         at = np.arange(begin, begin + len(block), dtype=np.int64) + episode
@@ -277,7 +288,7 @@ def _require_finite(columns: FlatColumns, column: Column, block: NDArray[Any], b
     if block.dtype.kind != "f" or np.isfinite(block).all():
         return
     row = begin + int(np.argwhere(~np.isfinite(block))[0][0])
-    count = sum(int((~np.isfinite(b)).sum()) for b in column.blocks(block_rows(columns)))
+    count = sum(int((~np.isfinite(b)).sum()) for b in column.blocks(_block_rows(column)))
     refuse(
         columns,
         f"column {column.name!r} has {count} values that are not finite (NaN or infinite), the "
