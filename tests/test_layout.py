@@ -164,7 +164,7 @@ def test_every_module_imports_without_any_extra() -> None:
         "lm": ["transformers", "datasets"],
         "robot": ["gymnasium_robotics"],
         "sweep": ["optuna"],
-        "video": ["imageio"],
+        "video": ["imageio_ffmpeg"],
         "wandb": ["wandb"],
     }
     assert set(brought) == set(_setup()["options.extras_require"]) - {"test", "dev"}
