@@ -14,6 +14,7 @@ from offrl.datasets.offline import OfflineDataset
 from offrl.datasets.origin import Bounds, Origin
 from offrl.datasets.screening import OutOfBounds, TimeLimit, screen
 from offrl.errors import ConfigError, DataError, near
+from offrl.files import cache_folder
 
 SHIPPED = Path(__file__).with_name("shipped")
 SUFFIXES = (".hdf5", ".h5", ".npz")
@@ -37,7 +38,7 @@ def load_dataset(
     Minari id (`"D4RL/door/human-v2"`; `"minari:ID"` where a name could mean both), or a file or
     folder in `data_dir`. It is looked for in `data_dir` (default `$OFFRL_DATASETS`), in D4RL's
     folder (`$D4RL_DATASET_DIR`, default `~/.d4rl/datasets`), in `cache` (default
-    `~/.cache/offrl`), and then downloaded unless `download` is false. A path is a D4RL HDF5
+    `$OFFRL_CACHE` or `~/.cache/offrl`), and then downloaded unless `download` is false. A path is a D4RL HDF5
     file, the folder of a Minari dataset, or an npz or HDF5 file read by `columns`. A mapping
     is D4RL's dictionary of arrays.
 
@@ -103,7 +104,7 @@ def locate(
     if local is not None:
         return local, named
     if named is not None:
-        return fetch(named, cache_dir(cache), (_d4rl_dir(),), download=download), named
+        return fetch(named, _cache(cache), (_d4rl_dir(),), download=download), named
     if (SHIPPED / asked).is_dir():
         return SHIPPED / asked, None
     if Path(asked).exists():
@@ -122,11 +123,23 @@ def shipped_names() -> list[str]:
     return sorted(p.parent.parent.name for p in SHIPPED.glob("*/data/metadata.json"))
 
 
-def cache_dir(cache: str | os.PathLike[str] | None = None) -> Path:
-    """Where downloads are kept: `cache`, else $XDG_CACHE_HOME/offrl, else ~/.cache/offrl."""
-    if cache is not None:
-        return Path(cache).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "offrl"
+def local_sets(
+    data_dir: str | os.PathLike[str] | None = None, cache: str | os.PathLike[str] | None = None
+) -> dict[str, Path]:
+    """Names that are on this machine beside the shipped ones, and where."""
+    found: dict[str, Path] = {}
+    folders = [_data_dir(data_dir), _d4rl_dir(), _cache(cache) / "d4rl"]
+    for folder in filter(None, folders):
+        for name, named in named_sets().items():
+            if (folder / named.filename).is_file():
+                found.setdefault(name, folder / named.filename)
+    own = folders[0]
+    for path in sorted(own.iterdir()) if own is not None else ():
+        if (path / "data" / "metadata.json").is_file():
+            found.setdefault(path.name, path)
+        elif path.suffix in SUFFIXES and path not in found.values():
+            found.setdefault(path.stem, path)
+    return found
 
 
 def _data_dir(data_dir: str | os.PathLike[str] | None) -> Path | None:
@@ -137,6 +150,10 @@ def _data_dir(data_dir: str | os.PathLike[str] | None) -> Path | None:
     if not path.is_dir():
         raise DataError(f"the folder of local datasets {path} does not exist")
     return path
+
+
+def _cache(cache: str | os.PathLike[str] | None) -> Path:
+    return cache_folder() if cache is None else Path(cache).expanduser()
 
 
 def _d4rl_dir() -> Path:

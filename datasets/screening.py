@@ -23,7 +23,8 @@ def screen(
 ) -> OfflineDataset:
     """`dataset` as it may be used, or DataError. Its rows may be changed in place.
 
-    What was clipped, kept or turned into a truncation is recorded in the provenance.
+    What was clipped, kept or turned into a truncation is recorded in the provenance. What was
+    kept so before, as an imported dataset's own record says, is not asked about again.
     """
     if out_of_bounds not in ("refuse", "clip", "keep"):
         raise ConfigError(f"out_of_bounds is {out_of_bounds!r}; it must be refuse, clip or keep")
@@ -70,7 +71,8 @@ def _bounds(dataset: OfflineDataset) -> tuple[NDArray[np.float32], NDArray[np.fl
 
 def _screen_actions(dataset: OfflineDataset, out_of_bounds: OutOfBounds) -> OfflineDataset:
     count, least, greatest = outside(dataset)
-    if count == 0:
+    settled = "out_of_bounds" in dataset.provenance and out_of_bounds != "clip"
+    if count == 0 or settled:
         return dataset
     spec = dataset.spec
     bounds = f"[{min(spec.action_low):g}, {max(spec.action_high):g}]"
@@ -124,6 +126,8 @@ def _screen_terminals(dataset: OfflineDataset, time_limit: TimeLimit) -> Offline
         )
     if time_limit not in (None, "keep"):
         raise ConfigError(f"time_limit is {time_limit!r}; it must be a number of steps, or 'keep'")
+    if "terminals_at_time_limit" in dataset.provenance:
+        return dataset
     terminal = _ends_in_terminal(dataset)
     known = dataset.time_limit
     limit = int(dataset.lengths.max()) if known is None else known
