@@ -106,9 +106,11 @@ class Evaluation:
         def within(interval: Interval | None) -> str:
             return "" if interval is None else f"   95 % interval {interval}"
 
+        n = len(self.returns)
+        spread = "" if n == 1 else f" ± {self.std:.1f}"
         lines = [
-            f"{self.env_id}, {len(self.returns)} episodes, starts of seed {self.seed}",
-            f"  return  {self.mean:.1f} ± {self.std:.1f}{within(self.ci95)}",
+            f"{self.env_id}, {n} episode{'s' * (n > 1)}, starts of seed {self.seed}",
+            f"  return  {self.mean:.1f}{spread}{within(self.ci95)}",
         ]
         if self.reference is not None:
             low, high, source = self.reference.min, self.reference.max, self.reference.source
