@@ -155,8 +155,8 @@ def test_every_lazy_name_exists() -> None:
     for name in offrl.__all__:
         assert getattr(offrl, name) is not None
     assert set(offrl.__all__) <= set(dir(offrl))
-    with pytest.raises(AttributeError, match="no attribute 'trian'"):
-        offrl.trian  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'train_all'"):
+        offrl.train_all  # noqa: B018
 
 
 def test_every_module_imports_without_any_extra() -> None:
