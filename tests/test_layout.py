@@ -104,9 +104,8 @@ def test_the_tested_versions_are_in_the_ranges() -> None:
 
 def test_every_import_is_declared() -> None:
     """What the package imports is the standard library, itself, or a requirement."""
-    declared = {
-        name.replace("-", "_") for name in _requirements("robot", "video", "sweep", "wandb")
-    }
+    requirements = _requirements("robot", "video", "sweep", "wandb")
+    declared = {name.replace("-", "_").replace("pillow", "PIL") for name in requirements}
     for module, path in MODULES.items():
         tops = {name.split(".")[0] for name in _imports(path)}
         assert not tops - declared - sys.stdlib_module_names - {"offrl"}, module
