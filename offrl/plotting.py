@@ -1,0 +1,363 @@
+"""Learning curves of runs, drawn for a paper: a panel per dataset, a line per agent.
+
+A line is the mean over seeds at the steps that all of them have. Its band is the 95 % bootstrap
+interval of that mean over seeds; of two or three seeds, for which the bootstrap says no more than
+that, it is their range. A single seed has a line alone.
+"""
+
+import csv
+import json
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offrl.datasets.offline import Reference
+from offrl.errors import ConfigError, RunError, near
+from offrl.statistics import mean, stratified_bootstrap
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+RETURN, SCORE = "eval/return", "eval/score"
+SUFFIXES = (".png", ".pdf", ".svg")
+BOOTSTRAP_SEEDS = 4  # from this many seeds on, the bootstrap is narrower than the range
+
+# Okabe and Ito's colours, told apart with every common kind of colour blindness; no yellow,
+# which is too faint for a line. Line styles tell the curves apart without any colour.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)))
+PAPER: Any = {
+    "font.size": 9,
+    "axes.labelsize": 9,
+    "axes.titlesize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "pdf.fonttype": 42,  # publishers refuse Type 3 fonts
+    "svg.fonttype": "none",
+    "svg.hashsalt": "offrl",  # the same picture is the same file
+}
+PANEL = (3.3, 2.3)  # inches; one fits a column of a two-column page
+COLUMNS = 3
+NOTE_WIDTH = 52  # characters of the legend's title that fit a panel's width
+
+
+@dataclass(frozen=True, eq=False)
+class RunCurve:
+    """One metric of one learner, by step, and what its run was."""
+
+    path: Path
+    agent: str
+    dataset: str
+    seed: int
+    settings: Mapping[str, Any]  # of trainer and agent, the seed left out
+    steps: NDArray[np.int64]  # (evaluations,)
+    values: NDArray[np.float64]  # (evaluations,)
+    behaviour: float | None  # mean return of the data
+    reference: Reference | None
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """The curves of one agent's seeds together; a band where there are two or more."""
+
+    label: str
+    steps: NDArray[np.int64]
+    mean: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    seeds: int
+
+
+def plot(
+    runs: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    metric: str | None = None,
+    *,
+    force: bool = False,
+) -> Path:
+    """Draw the learning curves of `runs` into `out`, a .png, .pdf or .svg; returns its path.
+
+    A run is the directory of one learner or of several. `metric` is a name of metrics.csv; by
+    default the normalised score where every run has one, the return otherwise. Raises RunError
+    where a run has no such metric, or `out` exists and not `force`.
+    """
+    target = Path(out)
+    if target.suffix not in SUFFIXES:
+        raise ConfigError(f"{target}: a picture's name must end in {', '.join(SUFFIXES)}")
+    if target.exists() and not force:
+        raise RunError(f"{target} exists already; choose another name, or --force to replace it")
+    folders = [folder for run in runs for folder in learners(Path(run))]
+    if metric is None:
+        metric = SCORE if all(_has(folder, SCORE) for folder in folders) else RETURN
+    figure = draw([read_curve(folder, metric) for folder in folders], metric)
+    _write(figure, target)
+    return target
+
+
+def learners(run: Path) -> list[Path]:
+    """The directories of a run's learners: its `seed-*`, or itself.
+
+    Raises RunError where it is not a run.
+    """
+    seeds = [p for p in run.glob("seed-*") if (p / "config.json").is_file()]
+    if seeds:
+        return sorted(seeds, key=lambda p: (len(p.name), p.name))
+    if not (run / "config.json").is_file():
+        missing = "no such directory" if not run.is_dir() else "not a run: it has no config.json"
+        raise RunError(f"{run}: {missing}")
+    return [run]
+
+
+def read_curve(folder: Path, metric: str) -> RunCurve:
+    """One metric of the learner in `folder`.
+
+    Raises RunError where a file is missing or damaged, or has no such metric.
+    """
+    config_file = folder / "config.json"
+    try:
+        config = json.loads(config_file.read_text())
+        dataset, train = config["dataset"], config["train"]
+        reference = dataset.get("reference")
+        settings = {k: v for k, v in train.items() if k not in ("seed", "seeds")}
+        rows = _read_metrics(folder)
+        points = {step: value for step, name, value in rows if name == metric}
+        if not points:
+            names = sorted({name for _, name, _ in rows})
+            raise RunError(
+                f"{folder / 'metrics.csv'} has no metric {metric!r}{near(metric, names)} (it has "
+                f"{', '.join(names) or 'no rows yet'})"
+            )
+        steps = np.array(sorted(points), np.int64)
+        return RunCurve(
+            path=folder,
+            agent=config["agent"],
+            dataset=dataset["name"],
+            seed=train["seed"],
+            settings=settings | config["agent_config"],
+            steps=steps,
+            values=np.array([points[s] for s in steps.tolist()], np.float64),
+            behaviour=dataset.get("behaviour_return_mean"),
+            reference=reference and Reference(**reference),
+        )
+    except KeyError as e:
+        raise RunError(f"{config_file} has no entry {e}; it is not that of a run") from e
+    except (OSError, ValueError, TypeError, AttributeError) as e:
+        raise RunError(f"{config_file} cannot be read: {e}") from e
+
+
+def _read_metrics(folder: Path) -> list[tuple[int, str, float]]:
+    path = folder / "metrics.csv"
+    try:
+        text = path.read_text()
+    except (OSError, ValueError) as e:
+        raise RunError(f"{path} cannot be read: {e}; has the run been started?") from e
+    # A run that is still going may have written half of its last line.
+    table = list(csv.reader(text[: text.rfind("\n") + 1].splitlines()))
+    if not table or table[0] != ["step", "name", "value"]:
+        raise RunError(f"{path}: the first line must be step,name,value")
+    rows = []
+    for number, row in enumerate(table[1:], start=2):
+        try:
+            step, name, value = row
+            rows.append((int(step), name, float(value)))
+        except ValueError as e:
+            raise RunError(f"{path}, line {number}: {','.join(row)!r} is not a row: {e}") from e
+    return rows
+
+
+def _has(folder: Path, metric: str) -> bool:
+    return any(name == metric for _, name, _ in _read_metrics(folder))
+
+
+def lines(curves: Sequence[RunCurve]) -> list[Line]:
+    """The curves of one dataset as a line per agent, and per setting in which its runs differ.
+
+    Raises RunError where a seed occurs twice, or seeds have no step in common.
+    """
+    groups: dict[str, list[RunCurve]] = {}
+    for curve in curves:
+        groups.setdefault(_label(curve, curves), []).append(curve)
+    return [_line(label, group) for label, group in groups.items()]
+
+
+def _label(curve: RunCurve, curves: Sequence[RunCurve]) -> str:
+    alike = [c.settings for c in curves if c.agent == curve.agent]
+    differing = [
+        name for name, value in curve.settings.items() if any(s.get(name) != value for s in alike)
+    ]
+    if not differing:
+        return curve.agent
+    return f"{curve.agent} ({', '.join(f'{n} {curve.settings[n]}' for n in differing)})"
+
+
+def _line(label: str, group: Sequence[RunCurve]) -> Line:
+    seen: dict[int, Path] = {}
+    for curve in group:
+        if curve.seed in seen:
+            raise RunError(
+                f"{seen[curve.seed]} and {curve.path} are both seed {curve.seed} of {label} on "
+                f"{curve.dataset}: a run must be counted once"
+            )
+        seen[curve.seed] = curve.path
+    steps = set(group[0].steps.tolist()).intersection(*(c.steps.tolist() for c in group))
+    if not steps:
+        raise RunError(f"the runs of {label} on {group[0].dataset} have no evaluated step together")
+    common = np.array(sorted(steps), np.int64)
+    table = np.stack([c.values[np.isin(c.steps, common)] for c in group])
+    low, high = _band(table)
+    return Line(label, common, table.mean(0), low, high, len(group))
+
+
+def _band(table: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    finite = np.isfinite(table).all(0)
+    low, high = table.min(0), table.max(0)
+    if len(table) >= BOOTSTRAP_SEEDS:
+        for i in np.flatnonzero(finite):
+            interval = stratified_bootstrap([table[:, i]], mean, resamples=2000)
+            low[i], high[i] = interval.low, interval.high
+    return low, high
+
+
+def draw(curves: Sequence[RunCurve], metric: str) -> "Figure":
+    """The figure of these curves, a panel per dataset in the order of their first run."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    if not curves:
+        raise RunError("there is no run to draw")
+    panels: dict[str, list[RunCurve]] = {}
+    for curve in curves:
+        panels.setdefault(curve.dataset, []).append(curve)
+    by_panel = {name: lines(group) for name, group in panels.items()}
+    labels = list(dict.fromkeys(line.label for group in by_panel.values() for line in group))
+
+    columns = min(COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    with matplotlib.rc_context(PAPER):
+        size = (PANEL[0] * columns, PANEL[1] * rows + 0.5)
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_visible(False)
+        for i, (axes, name) in enumerate(zip(grid.flat, panels, strict=False)):
+            _panel(axes, by_panel[name], labels)
+            _behaviour(axes, panels[name], metric)
+            axes.set_title(name)
+            if i % columns == 0:
+                axes.set_ylabel(_axis_name(metric))
+            if i + columns >= len(panels):
+                axes.set_xlabel("gradient steps")
+        handles = {
+            label: handle
+            for axes in grid.flat[: len(panels)]
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        # Below the panels, where it can hide nothing.
+        figure.legend(
+            handles.values(),
+            handles.keys(),
+            loc="outside lower center",
+            ncols=min(len(handles), 2 * columns + 1),
+            frameon=False,
+            title=_note(by_panel, curves if metric == SCORE else [], columns),
+            title_fontsize=7.5,
+            handlelength=2.4,
+            columnspacing=1.4,
+        )
+    return figure
+
+
+def _panel(axes: "Axes", group: Sequence[Line], labels: Sequence[str]) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    for line in group:
+        i = labels.index(line.label)
+        colour, style = COLOURS[i % len(COLOURS)], STYLES[i % len(STYLES)]
+        marker = "o" if len(line.steps) == 1 else None
+        if line.seeds > 1:
+            axes.fill_between(
+                line.steps, line.low, line.high, color=colour, alpha=0.18, linewidth=0
+            )
+        axes.plot(
+            line.steps,
+            line.mean,
+            color=colour,
+            linestyle=style,
+            linewidth=1.3,
+            marker=marker,
+            markersize=3,
+            label=line.label,
+        )
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.set_xlim(0, max(int(line.steps[-1]) for line in group) * 1.02)
+
+
+def _behaviour(axes: "Axes", group: Sequence[RunCurve], metric: str) -> None:
+    """The data's own mean return, on the metric's scale, and an axis that shows zero."""
+    if metric not in (RETURN, SCORE):
+        return
+    first = group[0]
+    value = first.behaviour
+    if value is not None and metric == SCORE:
+        value = None if first.reference is None else float(first.reference.score(value))
+    if value is not None:
+        axes.axhline(value, color="0.35", linewidth=0.9, linestyle=(0, (2, 2)), label="data (mean)")
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, 0.0), max(high, 0.0))
+
+
+def _axis_name(metric: str) -> str:
+    known = {RETURN: "return", SCORE: "normalised score"}
+    return known.get(metric, metric.replace("_", " "))
+
+
+def _note(by_panel: Mapping[str, Sequence[Line]], scored: Sequence[RunCurve], columns: int) -> str:
+    """What lines, bands and scores are, in words that fit the width."""
+    counts = sorted({line.seeds for group in by_panel.values() for line in group})
+    number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    parts = [f"mean of {number} seeds" if counts[-1] > 1 else "one seed"]
+    if any(1 < count < BOOTSTRAP_SEEDS for count in counts):
+        parts.append("band: range of the seeds")
+    if counts[-1] >= BOOTSTRAP_SEEDS:
+        which = "band" if len(counts) == 1 else f"from {BOOTSTRAP_SEEDS} seeds on"
+        parts.append(f"{which}: 95 % bootstrap interval")
+    sources = sorted({c.reference.source for c in scored if c.reference is not None})
+    parts += [f"score references: {source}" for source in sources]
+    wrapped = textwrap.wrap("; ".join(parts), width=NOTE_WIDTH * columns)
+    return "\n".join(wrapped)
+
+
+def _thousands(value: float, _: object = None) -> str:
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:g}M"
+    return f"{value / 1e3:g}k" if abs(value) >= 1e3 else f"{value:g}"
+
+
+def _write(figure: "Figure", target: Path) -> None:
+    import matplotlib
+
+    partial = target.with_name(f".{target.stem}.partial{target.suffix}")
+    undated = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}, ".png": {}}[target.suffix]
+    try:
+        with matplotlib.rc_context(PAPER):
+            figure.savefig(partial, dpi=200, metadata=undated)
+        os.replace(partial, target)
+    except OSError as e:
+        raise RunError(f"{target} cannot be written: {e}") from e
+    finally:
+        partial.unlink(missing_ok=True)

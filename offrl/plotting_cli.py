@@ -1,0 +1,28 @@
+"""`offrl plot RUN... --out FILE`: draw learning curves."""
+
+import argparse
+from pathlib import Path
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="offrl plot",
+        description="Draw learning curves: a panel per dataset, a line per agent, a band over "
+        "seeds, and the data's mean return as a dotted line.",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="directory of a run")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="picture: .png, .pdf or .svg"
+    )
+    parser.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="a name in metrics.csv (eval/score where all runs have it, else eval/return)",
+    )
+    parser.add_argument("--force", action="store_true", help="replace FILE where it exists")
+    args = parser.parse_args(argv)
+    from offrl.plotting import plot
+
+    print(plot(args.runs, args.out, args.metric, force=args.force))
+    return 0
