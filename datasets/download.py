@@ -7,6 +7,7 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from io import BufferedIOBase
 from pathlib import Path
 from typing import IO
 
@@ -97,7 +98,7 @@ def _download(named: Named, target: Path) -> None:
     os.replace(partial, target)
 
 
-def _copy(source: IO[bytes], file: IO[bytes], begin: int, total: int, name: str) -> None:
+def _copy(source: BufferedIOBase, file: IO[bytes], begin: int, total: int, name: str) -> None:
     with tqdm(
         total=total or None,
         initial=begin,

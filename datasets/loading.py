@@ -37,8 +37,8 @@ def load_dataset(
     A name is a shipped set (`"hopper-medium-replay"`), one of D4RL's (`"hopper-medium-v2"`), a
     Minari id (`"D4RL/door/human-v2"`; `"minari:ID"` where a name could mean both), or a file or
     folder in `data_dir`. It is looked for in `data_dir` (default `$OFFRL_DATASETS`), in D4RL's
-    folder (`$D4RL_DATASET_DIR`, default `~/.d4rl/datasets`), in `cache` (default
-    `$OFFRL_CACHE` or `~/.cache/offrl`), and then downloaded unless `download` is false. A path is a D4RL HDF5
+    folder (`$D4RL_DATASET_DIR` or `~/.d4rl/datasets`), in `cache` (default `$OFFRL_CACHE` or
+    `~/.cache/offrl`), and then downloaded unless `download` is false. A path is a D4RL HDF5
     file, the folder of a Minari dataset, or an npz or HDF5 file read by `columns`. A mapping
     is D4RL's dictionary of arrays.
 
