@@ -6,7 +6,7 @@ result only flags of a byte a step are held.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ TOLERANCE = 1e-6  # Euclidean distance at which a stored next observation contra
 Bools = NDArray[np.bool_]
 
 
+@runtime_checkable
 class Column(Protocol):
     """A named array that can be read from its beginning, as often as needed, in blocks of rows."""
 
