@@ -26,10 +26,11 @@ from numpy.typing import NDArray
 
 from offrl.datasets.offline import OfflineDataset, Reference, Spec, allocate
 from offrl.envs.references import reference_for
-from offrl.errors import DataError
+from offrl.errors import DataError, MissingDependencyError
 
 METADATA, MAIN_FILE = "metadata.json", "main_data.hdf5"
-ID = re.compile(r"(?:[-_\w]+/)*[-_\w]+-v\d+")
+BATCH = 64  # episodes
+ID = re.compile(r"(?:[-_\w][-_\w/]*[-_\w]/)?[-_\w]+-v\d+")
 
 
 def is_minari(path: Path) -> bool:
@@ -42,7 +43,7 @@ def load_minari(path: Path, name: str | None = None) -> OfflineDataset:
 
     Observations are a box, or a (nested) dict of boxes, which is laid out in the order of its
     keys; the spec's `obs_keys` keeps where each part lies. Raises DataError for other spaces
-    and for damaged files.
+    and for damaged files, MissingDependencyError for arrow storage without pyarrow.
     """
     with _readable(path):
         source = minari.MinariDataset(path / "data")
@@ -55,7 +56,7 @@ def load_minari(path: Path, name: str | None = None) -> OfflineDataset:
         known = np.array([m.get("final_observation_known", True) for m in info], np.bool_)
         obs_dim = len(spec.obs_low)
         rows, starts = allocate(lengths, obs_dim, _action_columns(spec))
-        for e, episode in enumerate(source.iterate_episodes()):
+        for e, episode in enumerate(_in_batches(source)):
             begin, steps = int(starts[e]), int(lengths[e])
             block = rows[begin : begin + steps + 1]
             _fill_obs(block, episode.observations, keys or {"": (0, obs_dim)}, path, e)
@@ -175,6 +176,8 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except DataError:
         raise
+    except ImportError as error:  # of pyarrow, which storage in its formats needs
+        raise MissingDependencyError(f"{path} cannot be read: {error}") from error
     except (OSError, ValueError, KeyError, AssertionError, NotImplementedError) as error:
         detail = str(error) or type(error).__name__
         raise DataError(
@@ -248,6 +251,12 @@ def _fill_obs(
                 "Minari stores one more than steps"
             )
         block[:, begin:stop] = values.reshape(len(values), -1)
+
+
+def _in_batches(source: minari.MinariDataset) -> Iterator[minari.EpisodeData]:
+    """All episodes; the file is opened anew for each batch, which empties HDF5's caches."""
+    for begin in range(0, len(source), BATCH):
+        yield from source.iterate_episodes(source.episode_indices[begin : begin + BATCH])
 
 
 def _part(obs: Any, key: str) -> Any:

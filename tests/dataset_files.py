@@ -1,6 +1,8 @@
 """Dataset files written with bare h5py from each format's own layout, never by our writers."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -124,3 +126,23 @@ def env_spec(env_id: str, max_episode_steps: int) -> str:
             "vector_entry_point": None,
         }
     )
+
+
+def memory_growth(small: Path, large: Path) -> tuple[int, int]:
+    """Bytes by which loading `large` raises the peak of a fresh process, and the steps loaded.
+
+    Loading `small` first takes up what code, tables and libraries themselves need.
+    """
+    script = (
+        "import resource, sys\n"
+        "from offrl.datasets.loading import load_dataset\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "load_dataset(sys.argv[1])\n"
+        "before = peak()\n"
+        "dataset = load_dataset(sys.argv[2])\n"
+        "print(peak() - before, dataset.num_steps)\n"
+    )
+    command = [sys.executable, "-c", script, str(small), str(large)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    grown, steps = done.stdout.split()
+    return int(grown), int(steps)

@@ -1,13 +1,11 @@
 """D4RL's layout: reading, its quirks, our own transitions and `qlearning_dataset`'s."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from dataset_files import Arrays, d4rl_arrays, write_d4rl
+from dataset_files import Arrays, d4rl_arrays, memory_growth, write_d4rl
 
 from offrl.datasets.flat import ArrayColumn, FlatColumns, read_flat
 from offrl.datasets.loading import load_dataset
@@ -238,20 +236,7 @@ def test_peak_memory_is_within_a_fifth_of_the_raw_arrays(
     arrays = d4rl_arrays([(1000, TIMEOUT)] * 400, obs_dim=17, act_dim=6, next_observations=False)
     raw = sum(a.nbytes for a in arrays.values())
     path = write_d4rl(tmp_path / "a.hdf5", arrays, compression=compression)
-    # The first, small file takes up what code, tables and HDF5 itself need.
     small = write_d4rl(tmp_path / "small.hdf5", d4rl_arrays([(9, TIMEOUT)], obs_dim=17, act_dim=6))
-    script = (
-        "import resource, sys\n"
-        "from offrl.datasets.loading import load_dataset\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
-        "load_dataset(sys.argv[1])\n"
-        "before = peak()\n"
-        "dataset = load_dataset(sys.argv[2])\n"
-        "print(peak() - before, dataset.num_steps)\n"
-    )
-    command = [sys.executable, "-c", script, str(small), str(path)]
-    grown, steps = subprocess.run(
-        command, check=True, capture_output=True, text=True
-    ).stdout.split()
-    assert int(steps) == 400_000
-    assert int(grown) <= 1.2 * raw
+    grown, steps = memory_growth(small, path)
+    assert steps == 400_000
+    assert grown <= 1.2 * raw

@@ -9,7 +9,7 @@ import h5py
 import minari
 import numpy as np
 import pytest
-from dataset_files import box, env_spec, write_minari_folder
+from dataset_files import box, env_spec, memory_growth, write_minari_folder
 from minari.data_collector import EpisodeBuffer
 
 from offrl.datasets.loading import load_dataset
@@ -278,3 +278,16 @@ def test_damaged_folders(tmp_path: Path) -> None:
     metadata.write_text(json.dumps({"total_episodes": 2}))
     with pytest.raises(DataError, match="not a Minari dataset"):
         load_dataset(path)
+
+
+def test_peak_memory_is_within_a_fifth_of_the_raw_arrays(tmp_path: Path) -> None:
+    spaces = box([3], -np.inf, np.inf), box([2], -1.0, 1.0)
+    small = write_minari_folder(tmp_path / "small", [_episode(4, True)], *spaces)
+    wide = box([27], -np.inf, np.inf), box([2], -1.0, 1.0)
+    obs = RNG.normal(size=(1001, 27)).astype(np.float32)
+    episode = _episode(1000, False, obs)
+    del episode["infos"]
+    large = write_minari_folder(tmp_path / "large", [episode] * 400, *wide)
+    grown, steps = memory_growth(small, large)
+    assert steps == 400_000
+    assert grown <= 1.2 * 400 * sum(column.nbytes for column in episode.values())
