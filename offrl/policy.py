@@ -85,14 +85,6 @@ class Policy(BasePolicy):
         )
         policy_format.write(path, saved, overwrite)
 
-    def __repr__(self) -> str:
-        named = {k: v for k, v in self.provenance.items() if isinstance(v, str | int)}
-        about = "".join(f", {k} {v}" for k, v in named.items())
-        return (
-            f"Policy({self.actor.spec().get('type')}, obs {self.obs_dim}, "
-            f"action {self.act_dim}{about})"
-        )
-
 
 def load_policy(
     path: str | os.PathLike[str],

@@ -22,6 +22,9 @@ I64 = NDArray[np.int64]
 Observation = ArrayLike | Mapping[str, Any]
 
 
+SHOWN = ("agent", "dataset", "seed", "step")  # of the provenance, when a policy is printed
+
+
 @dataclass(frozen=True)
 class Slots:
     """Where each of n episodes played side by side stands: its number, and its steps so far."""
@@ -128,6 +131,11 @@ class BasePolicy(ABC):
             noise = self._predictions.standard_normal((len(x), self.act_dim), dtype=np.float32)
         action = self._to_units(self._forward(x, noise))
         return action if batched else np.asarray(action[0])
+
+    def __repr__(self) -> str:
+        facts = {"obs": self.obs_dim, "action": self.act_dim}
+        facts |= {k: self.provenance[k] for k in SHOWN if k in self.provenance}
+        return f"{type(self).__name__}({', '.join(f'{k} {v}' for k, v in facts.items())})"
 
     def _draw(self, episode: int, step: int) -> F32:
         # Block 0 belongs to `predict`; an episode has the stream's numbers from its own block on.

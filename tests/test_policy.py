@@ -85,6 +85,7 @@ def test_save_and_load_give_the_same_policy(
         loaded = load_policy(path)
         assert loaded.spec == SPEC
         assert loaded.provenance == {"agent": "bc", "step": 3}
+        assert repr(loaded) == "Policy(obs 4, action 2, agent bc, step 3)"
         np.testing.assert_array_equal(loaded.predict(obs), policy.predict(obs))
 
 
