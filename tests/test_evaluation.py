@@ -111,7 +111,7 @@ class Counting(BasePolicy):
 
     def __init__(self) -> None:
         super().__init__(Spec.unbounded(2, 2))
-        self.rewards: list[Any] = []
+        self.seen: list[tuple[Any, Any]] = []
 
     def _forward(self, obs: Any, noise: Any) -> Any:
         raise NotImplementedError
@@ -119,7 +119,7 @@ class Counting(BasePolicy):
     def act(
         self, obs: Any, state: Slots, reward: Any = None, deterministic: bool = True
     ) -> tuple[Any, Slots]:
-        self.rewards.append(np.array(reward))
+        self.seen.append((state.step, np.array(reward)))
         action = np.zeros((len(obs), 2), np.float32)
         action[:, 0] = state.step / 100
         return action, Slots(state.episode, state.step + 1)
@@ -131,8 +131,10 @@ def test_a_slots_state_begins_anew_with_its_episode() -> None:
     # Sum over t < n of 1 + t / 100.
     expected = [n + n * (n - 1) / 200 for n in result.lengths.tolist()]
     np.testing.assert_allclose(result.returns, expected, rtol=1e-5)
-    np.testing.assert_array_equal(policy.rewards[0], [0, 0, 0])
-    assert {len(r) for r in policy.rewards} == {3}
+    steps, rewards = (np.array(column) for column in zip(*policy.seen, strict=True))
+    assert steps.shape[1] == 3 and (steps == 0).sum() == 12
+    # The reward of the step before: none at first, then 1 + t / 100 of step t = 0.
+    assert (rewards[steps == 0] == 0).all() and (rewards[steps == 1] == 1).any()
 
 
 def test_dictionary_observations_reach_the_policy_flat() -> None:
@@ -153,6 +155,8 @@ def test_dictionary_observations_reach_the_policy_flat() -> None:
     )
     policy = Policy(DeterministicActor(3, 2, [16], Learners()), spec)
     result = evaluate(policy, Goal, 12)
+    already_flat = evaluate(policy, lambda: make(Goal, obs_keys=spec.obs_keys), 12)
+    np.testing.assert_array_equal(result.returns, already_flat.returns)
     by_dictionary = evaluate(policy.predict, Goal, 12)
     np.testing.assert_allclose(result.returns, by_dictionary.returns, rtol=1e-5)
 
