@@ -22,6 +22,7 @@ from safetensors.numpy import load, save
 
 from offrl.datasets.offline import Spec
 from offrl.errors import RunError
+from offrl.files import sync_folder
 
 FORMAT, VERSION = "offrl.policy", 1
 HEADER, WEIGHTS = "policy.json", "policy.safetensors"
@@ -146,8 +147,11 @@ def write(path: str | os.PathLike[str], policy: PolicyFile, overwrite: bool = Fa
         if target.exists():
             os.rename(target, old)
         os.rename(fresh, target)
+        sync_folder(target.parent)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as e:
+        if old.exists() and not target.exists():
+            os.rename(old, target)
         shutil.rmtree(fresh, ignore_errors=True)
         raise RunError(f"{target}: the policy cannot be written: {e}") from e
 

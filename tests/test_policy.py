@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,30 @@ def test_saving_never_replaces_what_it_should_not(tmp_path: Path) -> None:
         policy.save(tmp_path / "file", overwrite=True)
     with pytest.raises(RunError, match="cannot be written"):
         policy.save(tmp_path / "file" / "policy")
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_failed_save_leaves_the_old_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    policy = make_policy()
+    policy.save(tmp_path / "policy")
+    before = policy.predict([0] * 4)
+    rename, calls = os.rename, []
+
+    def sometimes(source: Path, target: Path) -> None:
+        calls.append(source)
+        if len(calls) == failing + 1:
+            raise OSError("disk is gone")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", sometimes)
+    with torch.no_grad():
+        output_bias(policy).add_(1.0)
+    with pytest.raises(RunError, match="cannot be written: disk is gone"):
+        policy.save(tmp_path / "policy", overwrite=True)
+    np.testing.assert_array_equal(load_policy(tmp_path / "policy").predict([0] * 4), before)
+    assert [p.name for p in tmp_path.iterdir()] == ["policy"]
 
 
 def edit(path: Path, **changes: Any) -> None:
