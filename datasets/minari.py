@@ -277,8 +277,9 @@ def _reference(
 
 def _write_episodes(dataset: OfflineDataset, path: Path) -> None:
     keys = dataset.spec.obs_keys
-    # libver="latest" and no time stamps: headers of 100 bytes where they would be of thousands
-    with h5py.File(path, "w", libver="latest", track_order=True) as file:
+    # Compact headers and no time stamps: 100 bytes where they would be thousands. "latest" would
+    # be HDF5 2.0, of which the 1.14 in most programs cannot read the booleans.
+    with h5py.File(path, "w", libver=("v110", "v110"), track_order=True) as file:
         for e in range(dataset.num_episodes):
             begin, steps = int(dataset.starts[e]), int(dataset.lengths[e])
             block = dataset.rows[begin : begin + steps + 1]
