@@ -70,7 +70,7 @@ class Policy(BasePolicy):
             if noise is None
             else self.actor.sample(x, torch.from_numpy(noise).to(like))
         )
-        action: F32 = u.clamp(-1.0, 1.0).to("cpu", torch.float32).numpy()
+        action: F32 = u.to("cpu", torch.float32).numpy()
         return action
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:

@@ -73,7 +73,7 @@ class BasePolicy(ABC):
 
     @abstractmethod
     def _forward(self, obs: F32, noise: F32 | None) -> F32:
-        """Actions (n, act) in [-1, 1] for normalised observations; without noise, the mode."""
+        """u (n, act) for normalised observations, the mode without noise; the caller clips it."""
 
     def start(self, n: int, goal: Any = None, target_return: float | None = None) -> Slots:
         """The state of n episodes, numbered 0 to n - 1, before their first action.

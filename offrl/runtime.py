@@ -43,7 +43,7 @@ class RuntimePolicy(BasePolicy):
             x = np.maximum(x @ w + b, 0.0)
         u: F32 = np.tanh(x @ weight + bias)
         if noise is not None and self._std is not None:
-            u = np.clip(u + self._std * noise, -1.0, 1.0)
+            u = u + self._std * noise
         return u
 
 

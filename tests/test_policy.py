@@ -111,6 +111,20 @@ def test_random_actions_belong_to_their_episode_and_step() -> None:
     assert (policy.predict(obs, deterministic=False) != policy.predict(obs)).any()
 
 
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_the_bounds_hold_to_the_last_bit(sign: float) -> None:
+    g = np.random.default_rng(0)
+    low = g.uniform(-1, 0, 500).astype(np.float32)
+    high = g.uniform(0.1, 1, 500).astype(np.float32)
+    spec = Spec((-INF,) * 4, (INF,) * 4, tuple(low.tolist()), tuple(high.tolist()))
+    policy = Policy(DeterministicActor(4, 500, [8], Learners()), spec)
+    with torch.no_grad():
+        output_bias(policy).fill_(50.0 * sign)
+    action = policy.predict([0, 0, 0, 0])
+    np.testing.assert_allclose(action, high if sign > 0 else low, atol=1e-6)
+    assert (action <= high).all() and (action >= low).all()
+
+
 def test_random_actions_have_the_actors_spread() -> None:
     actor = GaussianActor(4, 2, [8], Learners())
     with torch.no_grad():
