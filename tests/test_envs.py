@@ -107,6 +107,9 @@ def test_spaces_that_match_and_that_do_not() -> None:
     narrow = Spec((-INF,) * 11, (INF,) * 11, (-1.0, -0.5, -0.4), (1.0,) * 3)
     with pytest.raises(ConfigError, match=r"low\[1\] is -1, dataset -0.5 \(and 1 more\)"):
         spaces_match(hopper, narrow)
+    endless = Spec((-INF,) * 11, (INF,) * 11, (-1.0,) * 3, (1.0, INF, 1.0))
+    with pytest.raises(ConfigError, match=r"action high\[1\] is 1, dataset inf"):
+        spaces_match(hopper, endless)
     discrete = Spec((-INF,) * 11, (INF,) * 11, (0.0,) * 3, (1.0,) * 3, action_kind="discrete")
     with pytest.raises(ConfigError, match="dataset 3 discrete actions"):
         spaces_match(hopper, discrete)
