@@ -135,6 +135,10 @@ def test_a_slots_state_begins_anew_with_its_episode() -> None:
     assert steps.shape[1] == 3 and (steps == 0).sum() == 12
     # The reward of the step before: none at first, then 1 + t / 100 of step t = 0.
     assert (rewards[steps == 0] == 0).all() and (rewards[steps == 1] == 1).any()
+    # The batch keeps its shape where there are fewer episodes than slots.
+    policy = Counting()
+    evaluate(policy, Walk, episodes=2)
+    assert {len(step) for step, _ in policy.seen} == {10}
 
 
 def test_dictionary_observations_reach_the_policy_flat() -> None:
