@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from offrl.datasets.offline import F32, I64, allocate
 from offrl.errors import DataError
 
-BLOCK_BYTES, BLOCK_ROWS = 1 << 20, 1 << 14
+BLOCK_BYTES, BLOCK_ROWS = 1 << 20, 1 << 13
 TOLERANCE = 1e-6  # Euclidean distance at which a stored next observation contradicts the next row
 Bools = NDArray[np.bool_]
 

@@ -65,12 +65,9 @@ def load_dataset(
         _refuse_flat_facts(asked, env_id, action_bounds, columns)
         dataset = _load_folder(path, name if _is_name(asked) else None)
     else:
-        origin = replace(
-            origin,
-            name=name,
-            named=named or named_by_file(path.name),
-            provenance={"file": path.name},
-        )
+        named = named or named_by_file(path.name)
+        name = name if named is None else named.name
+        origin = replace(origin, name=name, named=named, provenance={"file": path.name})
         if columns is not None:
             dataset = load_columns(path, columns, origin)
         else:

@@ -29,7 +29,7 @@ from offrl.envs.references import reference_for
 from offrl.errors import DataError, MissingDependencyError
 
 METADATA, MAIN_FILE = "metadata.json", "main_data.hdf5"
-BATCH = 64  # episodes
+BATCH = 16  # episodes read before the file is opened anew, which empties HDF5's caches
 ID = re.compile(r"(?:[-_\w][-_\w/]*[-_\w]/)?[-_\w]+-v\d+")
 
 
@@ -51,12 +51,13 @@ def load_minari(path: Path, name: str | None = None) -> OfflineDataset:
         boxes = _boxes(source.observation_space, path)
         keys = _obs_keys(boxes)
         spec = _spec(boxes, source.action_space, keys, path)
-        info = list(source.storage.get_episode_metadata(source.episode_indices))
+        info = [m for b in _batches(source) for m in source.storage.get_episode_metadata(b)]
         lengths = np.array([m["total_steps"] for m in info], np.int64)
         known = np.array([m.get("final_observation_known", True) for m in info], np.bool_)
         obs_dim = len(spec.obs_low)
         rows, starts = allocate(lengths, obs_dim, _action_columns(spec))
-        for e, episode in enumerate(_in_batches(source)):
+        episodes = (episode for b in _batches(source) for episode in source.iterate_episodes(b))
+        for e, episode in enumerate(episodes):
             begin, steps = int(starts[e]), int(lengths[e])
             block = rows[begin : begin + steps + 1]
             _fill_obs(block, episode.observations, keys or {"": (0, obs_dim)}, path, e)
@@ -253,10 +254,10 @@ def _fill_obs(
         block[:, begin:stop] = values.reshape(len(values), -1)
 
 
-def _in_batches(source: minari.MinariDataset) -> Iterator[minari.EpisodeData]:
-    """All episodes; the file is opened anew for each batch, which empties HDF5's caches."""
-    for begin in range(0, len(source), BATCH):
-        yield from source.iterate_episodes(source.episode_indices[begin : begin + BATCH])
+def _batches(source: minari.MinariDataset) -> Iterator[NDArray[np.int64]]:
+    indices = source.episode_indices
+    for begin in range(0, len(indices), BATCH):
+        yield indices[begin : begin + BATCH]
 
 
 def _part(obs: Any, key: str) -> Any:

@@ -44,8 +44,9 @@ def outside(dataset: OfflineDataset) -> tuple[int, float, float]:
             continue
         over = ((chunk < low) | (chunk > high)).any(1) & step
         count += int(over.sum())
-        least = min(least, float(chunk[step].min()))
-        greatest = max(greatest, float(chunk[step].max()))
+        steps = step[:, None]
+        least = min(least, float(chunk.min(where=steps, initial=np.inf)))
+        greatest = max(greatest, float(chunk.max(where=steps, initial=-np.inf)))
     return count, least, greatest
 
 

@@ -131,12 +131,15 @@ def env_spec(env_id: str, max_episode_steps: int) -> str:
 def memory_growth(small: Path, large: Path) -> tuple[int, int]:
     """Bytes by which loading `large` raises the peak of a fresh process, and the steps loaded.
 
-    Loading `small` first takes up what code, tables and libraries themselves need.
+    Loading `small` first takes up what code, tables and libraries themselves need. The peak is
+    the kernel's VmHWM, because getrusage's begins at the size of the process that started it.
     """
     script = (
-        "import resource, sys\n"
+        "import re, sys\n"
+        "from pathlib import Path\n"
         "from offrl.datasets.loading import load_dataset\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "status = Path('/proc/self/status')\n"
+        "peak = lambda: 1024 * int(re.search(r'VmHWM:\\s+(\\d+)', status.read_text())[1])\n"
         "load_dataset(sys.argv[1])\n"
         "before = peak()\n"
         "dataset = load_dataset(sys.argv[2])\n"

@@ -141,6 +141,16 @@ def test_values_that_are_not_finite(tmp_path: Path, key: str, value: float) -> N
         load_dataset(write_d4rl(tmp_path / "a.hdf5", arrays))
 
 
+def test_the_row_of_a_value_is_counted_over_all_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("offrl.datasets.flat.BLOCK_ROWS", 4)
+    arrays = d4rl_arrays(EPISODES)
+    arrays["actions"][10, 1] = np.nan
+    with pytest.raises(DataError, match=r"'actions' has 1 values .* the first at row 10"):
+        load_dataset(write_d4rl(tmp_path / "a.hdf5", arrays))
+
+
 def test_a_nan_in_a_final_next_observation_is_found_too(tmp_path: Path) -> None:
     arrays = d4rl_arrays(EPISODES)
     arrays["next_observations"][11, 1] = np.nan

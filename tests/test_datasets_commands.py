@@ -63,6 +63,12 @@ def test_info_prints_sizes_both_counts_and_problems(
         assert part in printed
 
 
+def test_an_end_with_both_flags_counts_as_terminated(tmp_path: Path) -> None:
+    arrays = d4rl_arrays([(4, "both"), (3, "terminal"), (2, "timeout")])
+    ends = inspect(load_dataset(write_d4rl(tmp_path / "a.hdf5", arrays)))["ends"]
+    assert ends == {"terminated": 2, "truncated": 1, "unmarked": 0, "final_known": 3}
+
+
 def test_info_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "info", str(_file(tmp_path)), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)

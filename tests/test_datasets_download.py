@@ -28,6 +28,7 @@ class Server(ThreadingHTTPServer):
         self.content, self.tag = CONTENT, '"first"'
         self.cut: int | None = None
         self.asked: list[str | None] = []
+        self.sent = 0
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that has gone is part of these tests."""
@@ -54,6 +55,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.cut is not None:
             body, self.server.cut = body[: self.server.cut], None
         self.wfile.write(body)
+        self.server.sent += len(body)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Silent."""
@@ -98,6 +100,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(
     assert not (tmp_path / "d4rl" / "file.hdf5").exists()
     assert fetch(named, tmp_path).read_bytes() == CONTENT
     assert server.asked == [None, "bytes=1250000-"]
+    assert server.sent == len(CONTENT)
     assert sorted(p.name for p in (tmp_path / "d4rl").iterdir()) == [
         "file.hdf5",
         "file.hdf5.sha256.json",

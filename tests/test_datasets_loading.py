@@ -68,7 +68,7 @@ def test_a_named_set_has_its_environment_references_and_limit(
     assert dataset.reference is not None and dataset.reference.max == 3234.3
     assert dataset.provenance["url"].endswith(FILE)
     by_path = load_dataset(tmp_path / "own" / FILE)
-    assert (by_path.env_id, by_path.name) == ("Hopper-v4", "hopper_medium_replay-v2")
+    assert (by_path.env_id, by_path.name) == ("Hopper-v4", NAME)
 
 
 def test_where_todays_environment_differs_it_is_named_but_not_assumed(

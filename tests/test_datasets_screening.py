@@ -66,6 +66,9 @@ def test_a_final_rows_zeros_are_no_action(tmp_path: Path) -> None:
     arrays["actions"] += 3.0
     path = write_d4rl(tmp_path / "a.hdf5", arrays)
     assert "out_of_bounds" not in load_dataset(path, action_bounds=(2.0, 4.0)).provenance
+    clipped = load_dataset(path, action_bounds=(2.9, 3.1), out_of_bounds="clip")
+    assert 2.9 <= round(float(clipped.action.min()), 6)
+    assert clipped.rows[-1, 3:5].tolist() == [0.0, 0.0]
 
 
 def test_a_kept_fault_is_not_asked_about_again_after_import(tmp_path: Path) -> None:
@@ -119,6 +122,10 @@ def test_the_known_limit_of_an_environment_decides(tmp_path: Path) -> None:
     arrays = d4rl_arrays(many, obs_dim=11, act_dim=3)
     path = write_d4rl(tmp_path / "hopper_medium-v2.hdf5", arrays)
     with pytest.raises(DataError, match=r"1 of the 1 terminals are at step 1000, Hopper-v4's"):
+        load_dataset(path)
+    two_of_three = [*many, (1000, "terminal"), (30, "terminal")]
+    write_d4rl(path, d4rl_arrays(two_of_three, obs_dim=11, act_dim=3))
+    with pytest.raises(DataError, match="2 of the 3 terminals"):
         load_dataset(path)
     arrays = d4rl_arrays([*many, (30, "terminal")], obs_dim=11, act_dim=3)
     dataset = load_dataset(write_d4rl(path, arrays))
