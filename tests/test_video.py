@@ -124,3 +124,10 @@ def test_headless_leaves_a_users_choice(monkeypatch: pytest.MonkeyPatch) -> None
                 monkeypatch.setenv(name, value)
         video.headless()
         assert os.environ.get("MUJOCO_GL") == expected
+
+
+def test_the_camera_follows_and_light_is_cheap() -> None:
+    base: Any = video.Camera(gymnasium.make("Hopper-v5", render_mode="rgb_array")).unwrapped
+    assert base.mujoco_renderer.camera_id == base.model.camera("track").id
+    quality = base.model.vis.quality
+    assert (quality.offsamples, quality.shadowsize, base.model.mat_reflectance.max()) == (0, 0, 0)
