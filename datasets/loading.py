@@ -58,8 +58,8 @@ def load_dataset(
         from offrl.datasets.minari import load_minari_id
 
         _refuse_flat_facts(asked, env_id, action_bounds, columns)
-        minari_id = asked.removeprefix("minari:")
-        return screen(load_minari_id(minari_id, download=download), out_of_bounds, time_limit)
+        dataset = load_minari_id(asked.removeprefix("minari:"), minari_root(), download=download)
+        return screen(dataset, out_of_bounds, time_limit)
     name = asked if named is not None or _is_name(asked) else path.stem
     if path.is_dir():
         _refuse_flat_facts(asked, env_id, action_bounds, columns)
@@ -120,6 +120,11 @@ def shipped_names() -> list[str]:
     return sorted(p.parent.parent.name for p in SHIPPED.glob("*/data/metadata.json"))
 
 
+def minari_root() -> Path:
+    """Where minari keeps its datasets; unlike minari's own function, this makes no folder."""
+    return Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
+
+
 def local_sets(
     data_dir: str | os.PathLike[str] | None = None, cache: str | os.PathLike[str] | None = None
 ) -> dict[str, Path]:
@@ -136,6 +141,10 @@ def local_sets(
             found.setdefault(path.name, path)
         elif path.suffix in SUFFIXES and path not in found.values():
             found.setdefault(path.stem, path)
+    root = minari_root()
+    for metadata in sorted(root.glob("**/data/metadata.json")):
+        folder = metadata.parent.parent
+        found.setdefault(str(folder.relative_to(root)), folder)
     return found
 
 
@@ -177,9 +186,7 @@ def _is_minari_id(asked: str) -> bool:
 def _local_minari(name: str) -> bool:
     if not _is_minari_id(name):
         return False
-    from offrl.datasets.minari import is_minari, minari_root
-
-    return is_minari(minari_root() / name)
+    return (minari_root() / name / "data" / "metadata.json").is_file()
 
 
 def _load_folder(path: Path, name: str | None) -> OfflineDataset:

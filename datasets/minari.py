@@ -98,18 +98,17 @@ def load_minari(path: Path, name: str | None = None) -> OfflineDataset:
     )
 
 
-def load_minari_id(dataset_id: str, *, download: bool) -> OfflineDataset:
-    """The dataset of this id from minari's local root, else from its remote server.
+def load_minari_id(dataset_id: str, root: Path, *, download: bool) -> OfflineDataset:
+    """The dataset of this id from minari's local folder `root`, else from its remote server.
 
-    The root is $MINARI_DATASETS_PATH or ~/.minari/datasets. Raises DataError where the id is
-    malformed or nowhere to be had.
+    Raises DataError where the id is malformed or nowhere to be had.
     """
     if not ID.fullmatch(dataset_id):
         raise DataError(
             f"{dataset_id!r} is not a Minari id; they read '(namespace/)name-v0', for instance "
             "'D4RL/door/human-v2'"
         )
-    path = minari_root() / dataset_id
+    path = root / dataset_id
     if not is_minari(path):
         by_hand = (
             f"Put its folder there (so that {path / 'data' / METADATA} exists), or set "
@@ -125,12 +124,6 @@ def load_minari_id(dataset_id: str, *, download: bool) -> OfflineDataset:
                 f"({type(error).__name__}: {error}). {by_hand}"
             ) from error
     return load_minari(path)
-
-
-def minari_root() -> Path:
-    """Where minari keeps its datasets; unlike minari's own function, this makes no folder."""
-    default = Path.home() / ".minari" / "datasets"
-    return Path(os.environ.get("MINARI_DATASETS_PATH", default))
 
 
 def write_minari(

@@ -115,11 +115,13 @@ def test_local_sets(tmp_path: Path) -> None:
     _file(own, 5, "mine.h5")
     _folder(own / "a-folder", 3)
     _file(tmp_path / "cache" / "d4rl", 5, "hopper_expert-v2.hdf5")
+    _folder(tmp_path / "home" / ".minari" / "datasets" / "some" / "set-v0", 3)
     assert local_sets(own) == {
         NAME: own / FILE,
         "hopper-expert-v2": tmp_path / "cache" / "d4rl" / "hopper_expert-v2.hdf5",
         "a-folder": own / "a-folder",
         "mine": own / "mine.h5",
+        "some/set-v0": tmp_path / "home" / ".minari" / "datasets" / "some" / "set-v0",
     }
 
 

@@ -156,6 +156,27 @@ def test_a_local_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_dataset("minari:tiny", download=False)
 
 
+def test_a_remote_id_is_downloaded_by_minari(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    spaces = box([3], -9.0, 9.0), box([2], -1.0, 1.0)
+    asked: list[str] = []
+
+    def download(dataset_id: str) -> None:
+        asked.append(dataset_id)
+        if len(asked) == 1:
+            raise ConnectionError("no route to host")
+        write_minari_folder(tmp_path / dataset_id, [_episode(4, True)], *spaces)
+
+    monkeypatch.setattr(minari, "download_dataset", download)
+    with pytest.raises(DataError, match=r"could not be downloaded \(ConnectionError: no route"):
+        load_dataset("test/made-by-hand-v3")
+    assert load_dataset("test/made-by-hand-v3").num_steps == 4
+    assert load_dataset("test/made-by-hand-v3").num_steps == 4
+    assert asked == ["test/made-by-hand-v3"] * 2
+
+
 def _dataset(**fields: Any) -> OfflineDataset:
     rng = np.random.default_rng(1)
     episodes = [
