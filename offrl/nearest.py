@@ -55,7 +55,8 @@ class NearestAction:
     row, and no gradient passes. A query that is not finite gets NaN. The call is one operator that
     a compiler sees from outside.
 
-    On the CPU the lists hold at most `neighbours` states a row, in `cache_dir` if given. On other
+    On the CPU the lists hold at most `neighbours` states a row, 8 bytes each, and are kept in
+    `cache_dir` if given. On other
     devices the search is `BlockedSearch`, which has no lists.
 
     Raises `ConfigError` for a negative or infinite beta and `neighbours` below one, `DataError`
@@ -69,7 +70,7 @@ class NearestAction:
         beta: float,
         *,
         rows: Int[np.ndarray, " entry"] | Int[Tensor, " entry"] | None = None,
-        neighbours: int = 16,
+        neighbours: int = 32,
         cache_dir: Path | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -93,8 +94,7 @@ class NearestAction:
         self._actions = actions[first]
         self._keys = self.keys(states[first], actions[first])
 
-        self._queries = 0
-        self._certified = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._counts = torch.zeros(2, dtype=torch.int64, device=self.device)
         self._table: NeighbourTable | None = None
         self._blocked: BlockedSearch | None = None
         if self.device.type != "cpu":
@@ -145,11 +145,10 @@ class NearestAction:
         With `BlockedSearch` the first is the share of proven answers. They depend on what lists
         were there before, so they describe the search and not the training.
         """
-        certified = float(self._certified.item()) / max(self._queries, 1)
-        self._queries = 0
-        self._certified.zero_()
+        certified, queries = self._counts.tolist()
+        self._counts.zero_()
         filled = 0.0 if self._table is None else self._table.filled()
-        return {"certified": certified, "filled": filled}
+        return {"certified": certified / max(queries, 1), "filled": filled}
 
     def keys(
         self, obs: NDArray[np.floating], action: NDArray[np.floating]
@@ -172,7 +171,7 @@ class NearestAction:
             answer, own = self._search_blocked(self._blocked, states, flat, row)
         else:
             answer, own = self._search_lists(states, flat, row)
-        self._queries += len(flat)
+        self._counts[1] += len(flat)
         return answer.to(action).reshape(action.shape), own.to(action).reshape(action.shape[:-1])
 
     def _search_blocked(
@@ -181,7 +180,7 @@ class NearestAction:
         parts = [self.beta * obs.double(), action.double()] if self._states else [action.double()]
         query = torch.cat(parts, 1)
         best, squared, proven = blocked.nearest(query)
-        self._certified += proven.sum()
+        self._counts[0] += proven.sum()
         own = torch.zeros_like(squared)
         if row is not None:
             known = (row >= 0) & (row < len(self._device_entry))
@@ -210,7 +209,7 @@ class NearestAction:
         own_squared = squared.copy()
         if self._table is not None and len(mine):
             open_ = finite & ~self._certify(self._table, query, entry, best, squared)
-        self._certified += int(finite.sum() - open_.sum())
+        self._counts[0] += int(finite.sum() - open_.sum())
         rest = np.flatnonzero(open_)
         if len(rest):
             found, nearer = best[rest], squared[rest]

@@ -69,7 +69,7 @@ def brute_force(
 
 
 def check(
-    size: int, count: int, kind: str, beta: float, seed: int = 0, neighbours: int = 16
+    size: int, count: int, kind: str, beta: float, seed: int = 0, neighbours: int = 32
 ) -> dict[str, float]:
     """Compare `count` queries with brute force; returns the search's statistics."""
     obs, action = made_data(size)
@@ -342,9 +342,11 @@ def test_full_searches_agree(beta: float) -> None:
 
     rows = torch.from_numpy(index)
     by_lists = search.with_own(*tensors(obs[index], query), rows)
+    search.statistics()
     search._move(torch.device("cpu"))
     by_blocks = search.with_own(*tensors(obs[index], query), rows)
     assert torch.equal(by_lists[0], by_blocks[0]) and torch.equal(by_lists[1], by_blocks[1])
+    assert search.statistics()["certified"] == 1
 
 
 def test_products_survive_keys_far_from_the_origin() -> None:
@@ -393,7 +395,7 @@ def test_lists_are_kept_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     other = NearestAction(obs + 1, action, 2.0, cache_dir=tmp_path / "new")
     assert other.fingerprint() != first.fingerprint()
     assert other.statistics()["filled"] == 0
-    longer = NearestAction(obs, action, 2.0, neighbours=17)
+    longer = NearestAction(obs, action, 2.0, neighbours=33)
     assert longer.fingerprint() != first.fingerprint()
     assert NearestAction(obs, action, 0.0).fingerprint() is None
 
