@@ -1,6 +1,7 @@
 """Columns of files: HDF5 and npz, read in blocks; and what a file is, by its first bytes."""
 
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,10 @@ from numpy.typing import NDArray
 from offrl.datasets.flat import Column
 from offrl.errors import DataError, near
 
+DAMAGE = (  # what h5py, zipfile and numpy raise for broken files
+    *(EOFError, LookupError, OSError, RuntimeError, ValueError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 PICKLES = {".pkl", ".pickle", ".p", ".pt", ".pth", ".joblib"}
 CONVERT = (
     "Pickle files can run code when they are read and are not opened. Convert the file where you "
@@ -79,27 +84,17 @@ class HDF5Column:
     """A dataset of an HDF5 file."""
 
     name: str
-    data: h5py.Dataset
     path: Path
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.data.shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        dtype: np.dtype[Any] = self.data.dtype
-        return dtype
-
-    @property
-    def granule(self) -> int:
-        return self.data.chunks[0] if self.data.chunks else 1
+    data: h5py.Dataset
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    granule: int
 
     def blocks(self, rows: int) -> Iterator[NDArray[Any]]:
         try:
             for begin in range(0, self.shape[0], rows):
                 yield self.data[begin : begin + rows]
-        except OSError as error:
+        except DAMAGE as error:
             raise DataError(
                 f"{self.path}: column {self.name!r} is damaged ({error}); download it again"
             ) from error
@@ -115,15 +110,23 @@ class HDF5Archive(Archive):
         self.file = file
 
     def scalar(self, key: str) -> str | int | float | None:
-        if key not in self.names or self.file[key].shape != ():
+        if key not in self.names:
             return None
-        value = self.file[key][()]
+        try:
+            value = self.file[key][()]
+        except DAMAGE:
+            return None
         if isinstance(value, bytes):
             return value.decode(errors="replace")
         return value.item() if isinstance(value, np.number) else None
 
     def _open(self, key: str) -> Column:
-        return HDF5Column(key, self.file[key], self.path)
+        try:
+            data = self.file[key]
+            granule = data.chunks[0] if data.chunks else 1
+            return HDF5Column(key, self.path, data, tuple(data.shape), data.dtype, granule)
+        except DAMAGE as error:
+            raise DataError(f"{self.path}: column {key!r} is damaged ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ class NpzArchive(Archive):
         try:
             with zipfile.ZipFile(path) as archive:
                 members = [n.removesuffix(".npy") for n in archive.namelist()]
-        except (OSError, zipfile.BadZipFile) as error:
+        except DAMAGE as error:
             raise DataError(f"{path} is not a whole npz file: {error}") from error
         super().__init__(path, tuple(members))
 
@@ -184,7 +187,7 @@ def opened(path: Path) -> Iterator[Archive]:
                 # Whole chunks are read, once each: HDF5's cache of 8 MB a column would be wasted.
                 file = stack.enter_context(h5py.File(path, "r", rdcc_nbytes=0))
                 archive = HDF5Archive(path, file)
-            except (OSError, RuntimeError) as error:
+            except DAMAGE as error:
                 raise DataError(
                     f"{path} is not a whole HDF5 file ({error}); download or copy it again"
                 ) from error
@@ -205,5 +208,5 @@ def _member(
             )
             shape, fortran, dtype = read(file)
             yield file, shape, fortran, dtype
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise DataError(f"{path}: column {key!r} cannot be read: {error}") from error

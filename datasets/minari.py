@@ -29,6 +29,10 @@ from offrl.envs.references import reference_for
 from offrl.errors import DataError, MissingDependencyError
 
 METADATA, MAIN_FILE = "metadata.json", "main_data.hdf5"
+DAMAGE = (  # what minari, h5py and json raise for files that are broken or of another kind
+    *(AssertionError, AttributeError, LookupError, MemoryError),
+    *(OSError, RuntimeError, TypeError, ValueError),
+)
 BATCH = 16  # episodes read before the file is opened anew, which empties HDF5's caches
 ID = re.compile(r"(?:[-_\w][-_\w/]*[-_\w]/)?[-_\w]+-v\d+")
 
@@ -172,7 +176,7 @@ def _readable(path: Path) -> Iterator[None]:
         raise
     except ImportError as error:  # of pyarrow, which storage in its formats needs
         raise MissingDependencyError(f"{path} cannot be read: {error}") from error
-    except (OSError, ValueError, KeyError, AssertionError, NotImplementedError) as error:
+    except DAMAGE as error:
         detail = str(error) or type(error).__name__
         raise DataError(
             f"{path}: not a Minari dataset that minari {minari.__version__} reads: {detail}"

@@ -201,6 +201,28 @@ def test_a_truncated_npz_file(tmp_path: Path, keep: float) -> None:
         load_dataset(path)
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".hdf5"])
+def test_random_damage_gives_data_or_one_clear_error(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    arrays = d4rl_arrays(EPISODES)
+    if suffix == ".npz":
+        _save(path, arrays, compressed=True)
+    else:
+        write_d4rl(path, arrays, compression="gzip")
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(100):
+        damaged = bytearray(whole)
+        damaged[rng.integers(len(whole))] = rng.integers(256)
+        path.write_bytes(damaged[: rng.integers(len(whole))] if rng.random() < 0.2 else damaged)
+        try:
+            outcomes.add(load_dataset(path, out_of_bounds="keep").num_steps > 0)
+        except DataError as error:
+            outcomes.add(str(path.name) in str(error) or "finite" in str(error))
+    assert outcomes == {True}
+
+
 def test_pickles_are_refused_and_never_opened(tmp_path: Path) -> None:
     class Bomb:
         def __reduce__(self) -> Any:
