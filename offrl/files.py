@@ -47,7 +47,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-        for file in partial.iterdir():
+        for file in filter(Path.is_file, partial.rglob("*")):
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
         os.replace(partial, path)
