@@ -1,0 +1,80 @@
+"""Make a shipped dataset from the episodes that SAC recorded.
+
+    python scripts/build_shipped.py NAME RECORDING
+
+RECORDING is the folder of `offrl.datasets.sac.collect_sac`: `episodes/*.npz` and `sac.json`. It
+becomes `datasets/shipped/NAME`, in Minari's format, with a card. A dataset that is there is never
+replaced: results are stated for its bytes. All of them together stay within BUDGET.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from offrl.datasets.cards import write_card
+from offrl.datasets.loading import load_dataset
+from offrl.datasets.minari import load_minari, write_minari
+from offrl.datasets.packing import pack
+from offrl.datasets.qualities import sac_provenance
+from offrl.datasets.staged import staged_dataset
+from offrl.datasets.staging import Staging
+from offrl.errors import DataError
+from offrl.files import new_folder
+
+SHIPPED = Path(__file__).parents[1] / "datasets" / "shipped"
+BUDGET = 15_000_000  # bytes of all shipped sets in the working tree
+
+
+def build(name: str, recording: Path) -> Path:
+    """Write `SHIPPED/name` and return it; raises DataError if it exists or is too large."""
+    path = SHIPPED / name
+    if path.exists():
+        raise DataError(f"{path} exists; results are stated for its bytes, so it is not replaced")
+    log = json.loads((recording / "sac.json").read_text())
+    if not log.get("finished"):
+        raise DataError(f"{recording}: SAC has not finished; the set would end at a random step")
+    staging = Staging(recording / "episodes")
+    recorded = staged_dataset(
+        staging,
+        log["config"]["env_id"],
+        name=name,
+        provenance=sac_provenance("medium-replay", log, staging.steps()),
+    )
+    with new_folder(path) as partial:
+        write_minari(
+            recorded,
+            partial / "set",
+            dataset_id=f"offrl/{name}-v0",
+            description=recorded.provenance["rule"],
+            algorithm_name="SAC",
+        )
+        (partial / "set" / "data").rename(partial / "data")
+        (partial / "set").rmdir()
+        pack(partial)
+        shipped = load_minari(partial, name)
+        if not np.array_equal(shipped.rows, recorded.rows):
+            raise DataError(f"{path}: what was written is not what was recorded")
+        write_card(shipped, partial)
+        size = sum(f.stat().st_size for f in SHIPPED.rglob("*") if f.is_file())
+        if size > BUDGET:
+            raise DataError(f"with {name} the shipped sets take {size:,} bytes of {BUDGET:,}")
+    return path
+
+
+def main(argv: list[str]) -> int:
+    """Build one set and print its size."""
+    parser = argparse.ArgumentParser(description="Make a shipped dataset from recorded episodes.")
+    parser.add_argument("name", help="of the dataset, such as hopper-medium-replay")
+    parser.add_argument("recording", type=Path, help="folder with episodes/ and sac.json")
+    options = parser.parse_args(argv)
+    path = build(options.name, options.recording)
+    size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+    print(f"{path}: {load_dataset(options.name)!r}, {size:,} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
