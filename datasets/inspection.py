@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,8 @@ def report(facts: dict[str, Any], returns: NDArray[np.float64]) -> str:
     ]
     lines.append(f"  problems     {'none found' if not facts['problems'] else ''}".rstrip())
     lines += [f"    - {problem}" for problem in facts["problems"]]
-    lines += ["  origin", *(f"    {k}: {v}" for k, v in facts["provenance"].items())]
+    lines += ["  origin (in full with --json)"]
+    lines += [f"    {k}: {shorten(str(v), 150)}" for k, v in facts["provenance"].items()]
     lines += ["  returns by episode", *_bars(returns)]
     return "\n".join(lines)
 
@@ -137,10 +139,11 @@ def _spread(values: NDArray[np.float64]) -> dict[str, float]:
 
 
 def _line(spread: dict[str, float]) -> str:
-    return (
-        f"mean {spread['mean']:,.4g} (std {spread['std']:,.3g}), from {spread['min']:,.4g} to "
-        f"{spread['max']:,.4g}, median {spread['median']:,.4g}"
+    mean, std, low, high, median = (
+        f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+        for value in (spread[key] for key in ("mean", "std", "min", "max", "median"))
     )
+    return f"mean {mean} (std {std}), from {low} to {high}, median {median}"
 
 
 def _ends(dataset: OfflineDataset) -> dict[str, int]:
