@@ -1,12 +1,56 @@
-"""A smaller Minari file: the same numbers, compressed."""
+"""A Minari dataset with its card, whole or not at all; packed if its size matters."""
 
 import json
 import os
 from pathlib import Path
 
 import h5py
+import numpy as np
+
+from offrl.datasets.cards import write_card
+from offrl.datasets.minari import load_minari, write_minari
+from offrl.datasets.offline import OfflineDataset
+from offrl.errors import DataError
+from offrl.files import new_folder
 
 LEVEL = 9  # of gzip: the slowest and smallest; written once, read often
+
+
+def write_with_card(
+    dataset: OfflineDataset,
+    path: Path,
+    *,
+    dataset_id: str | None = None,
+    algorithm_name: str | None = None,
+    compress: bool = False,
+) -> OfflineDataset:
+    """Write the new folder `path` and return the dataset as it reads back from there.
+
+    The provenance's `rule` becomes Minari's description. Raises DataError if `path` exists, or
+    if what was written reads back as something else.
+    """
+    if path.exists():
+        raise DataError(f"{path} exists and is not overwritten; choose another folder")
+    try:
+        with new_folder(path) as partial:
+            inner = write_minari(
+                dataset,
+                partial / "set",
+                dataset_id=dataset_id,
+                description=dataset.provenance.get("rule"),
+                algorithm_name=algorithm_name,
+            )
+            (inner / "data").rename(partial / "data")
+            inner.rmdir()
+            if compress:
+                pack(partial)
+            written = load_minari(partial, dataset.name)
+            if not np.array_equal(written.rows, dataset.rows):
+                raise DataError(f"{path}: what was written does not read back as what was given")
+            write_card(written, partial)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error}") from error
+    return written
 
 
 def pack(folder: Path) -> int:

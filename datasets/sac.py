@@ -5,21 +5,25 @@ the first evaluation that reaches a stated return. Evaluations use another envir
 not part of it.
 """
 
-import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
 
 from offrl.datasets.staging import Recorder, Staging
+from offrl.envs import make
+from offrl.errors import ConfigError, RunError
+from offrl.files import read_json, write_json
+
+FIXED = ("env_id", "seed", "eval_every", "eval_episodes", "learning_starts")
 
 
 @dataclass(frozen=True)
@@ -36,68 +40,129 @@ class SACConfig:
     learning_starts: int = 1_000  # uniform random actions before the first gradient step
 
 
+class SACRun:
+    """The folder of one run of SAC.
+
+    sac.json          settings, evaluations [step, mean return], steps at which it was resumed
+    episodes/         what it did, an episode a file
+    actors/STEP.safetensors   its weights at each evaluation, with stable-baselines3's names
+    sac.safetensors   weights and optimisers at the last evaluation, to go on from
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.staging = Staging(folder / "episodes")
+        self.log_path, self.state_path = folder / "sac.json", folder / "sac.safetensors"
+
+    def log(self, config: SACConfig) -> dict[str, Any]:
+        """The log, or an empty one; ConfigError where it is that of another run."""
+        if not self.log_path.exists():
+            return {"config": asdict(config), "evaluations": [], "resumed_at": []}
+        log: dict[str, Any] = read_json(self.log_path)
+        for name in FIXED:
+            if log["config"][name] != getattr(config, name):
+                raise ConfigError(
+                    f"{self.folder} holds a run of SAC with {name} {log['config'][name]!r}, not "
+                    f"{getattr(config, name)!r}; go on with that, or choose another folder"
+                )
+        return log | {"config": asdict(config)}
+
+    def actor(self, steps: int) -> Path:
+        """The file of the actor as it was evaluated at `steps`."""
+        return self.folder / "actors" / f"{steps:09d}.safetensors"
+
+    def episodes_until(self, steps: int) -> int:
+        """How many episodes were finished within the first `steps` steps."""
+        ends = np.cumsum([len(episode["reward"]) for episode in self.staging])
+        return int(np.searchsorted(ends, steps, side="right"))
+
+
+def reached(log: Mapping[str, Any], target_return: float, min_steps: int = 0) -> int | None:
+    """Steps of the first evaluation that reached `target_return`, not before `min_steps`."""
+    for steps, score in log["evaluations"]:
+        if score >= target_return and steps >= min_steps:
+            return int(steps)
+    return None
+
+
 def collect_sac(
-    config: SACConfig, folder: Path, progress: Callable[[int, float], None] | None = None
+    config: SACConfig,
+    folder: Path,
+    progress: Callable[[int, float], None] | None = None,
+    on_step: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Train SAC, appending each finished episode to `folder/episodes`; resumes what is there.
 
     Networks and optimisers are kept at every evaluation; the replay buffer is rebuilt from the
     episodes. A resumed run goes on from the last evaluation's networks with a fresh random
-    stream: it is a continued run of SAC, not the same one to the bit, and the log says so.
+    stream: it is a continued run of SAC, not the same one to the bit, and the log says so. A run
+    that has stopped goes on if a higher return or more steps are asked for. `progress` is told
+    the steps and return of each evaluation, `on_step` the steps so far. Raises ConfigError where
+    the folder holds a run of other settings.
     """
-    staging = Staging(folder / "episodes")
-    log_path, state_path = folder / "sac.json", folder / "sac.safetensors"
-    log: dict[str, Any] = {"config": asdict(config), "evaluations": [], "resumed_at": []}
-    done = staging.steps()
+    run = SACRun(folder)
+    log = run.log(config)
+    evaluated = int(log["evaluations"][-1][0]) if log["evaluations"] else 0
+    if (
+        reached(log, config.target_return, config.min_steps) is not None
+        or evaluated >= config.max_steps
+    ):
+        return log | {"finished": True}
+    log["finished"] = False
+    done = run.staging.steps()
     if done:
-        if not log_path.exists():
-            log["resumed_at"].append(0)
-        else:
-            log = json.loads(log_path.read_text())
-            if log["config"] != asdict(config):
-                raise ValueError(f"{log_path} was made with other settings: {log['config']}")
         log["resumed_at"].append(done)
-    if log.get("finished"):
-        return log
 
-    env = Recorder(gym.make(config.env_id), staging)
+    env = Recorder(make(config.env_id), run.staging)
     model = SAC(
         "MlpPolicy",
         env,
         seed=config.seed + len(log["resumed_at"]) * 1_000,
-        learning_starts=config.learning_starts if not done else 0,
+        learning_starts=max(0, config.learning_starts - done),
         buffer_size=config.max_steps,
         device="cpu",
     )
     if done:
-        _refill(model, staging)
-        if state_path.exists():
-            _load_state(model, state_path)
+        _refill(model, run.staging)
+    if run.state_path.exists():
+        _load_state(model, run.state_path)
 
-    class Stop(BaseCallback):
+    def assess(steps: int) -> float:
+        scores = evaluate_sac(model, config.env_id, config.eval_episodes, config.seed)
+        score = float(np.mean(scores))
+        log["evaluations"].append([steps, score])
+        _save_actor(model, run.actor(steps))
+        _save_state(model, run.state_path)
+        write_json(run.log_path, log)
+        if progress is not None:
+            progress(steps, score)
+        return score
+
+    class Watch(BaseCallback):
         def _on_step(self) -> bool:
             steps = done + self.num_timesteps
-            if steps % config.eval_every:
+            if on_step is not None:
+                on_step(steps)
+            due = steps % config.eval_every == 0 or steps == config.max_steps
+            if not due or steps <= evaluated:
                 return True
-            score = float(
-                np.mean(evaluate_sac(model, config.env_id, config.eval_episodes, config.seed))
-            )
-            log["evaluations"].append([steps, score])
-            _save_state(model, state_path)
-            _write_json(log_path, log)
-            if progress is not None:
-                progress(steps, score)
-            return not (score >= config.target_return and steps >= config.min_steps)
+            return not (assess(steps) >= config.target_return and steps >= config.min_steps)
 
-    model.learn(config.max_steps - done, callback=Stop())
+    # The log first: without it, what a killed run leaves could not be told from another's.
+    write_json(run.log_path, log)
+    if done < config.max_steps:
+        model.learn(config.max_steps - done, callback=Watch())
+    else:
+        assess(done)  # killed between the last step and its evaluation
+    env.close()
     log["finished"] = True
-    _write_json(log_path, log)
+    write_json(run.log_path, log)
     return log
 
 
 def evaluate_sac(model: SAC, env_id: str, episodes: int, seed: int) -> list[float]:
     """Returns of the deterministic policy, each episode from its own seeded start."""
-    env = gym.make(env_id)
+    env = make(env_id)
     returns = []
     for episode in range(episodes):
         obs, _ = env.reset(seed=10_000 + 100 * seed + episode)
@@ -119,6 +184,18 @@ def _optimizers(model: SAC) -> dict[str, torch.optim.Optimizer]:
     return optimizers
 
 
+def _save_actor(model: SAC, path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    actor = model.actor.state_dict()
+    _replace({f"actor.{k}": v.contiguous() for k, v in actor.items()}, path)
+
+
+def _replace(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    partial = path.with_suffix(".tmp")
+    save_file(tensors, partial)
+    os.replace(partial, path)
+
+
 def _save_state(model: SAC, path: Path) -> None:
     tensors = {f"policy/{k}": v.contiguous() for k, v in model.policy.state_dict().items()}
     if model.log_ent_coef is not None:
@@ -126,13 +203,14 @@ def _save_state(model: SAC, path: Path) -> None:
     for name, optimizer in _optimizers(model).items():
         for i, values in optimizer.state_dict()["state"].items():
             tensors |= {f"opt/{name}/{i}/{k}": torch.as_tensor(v) for k, v in values.items()}
-    partial = path.with_suffix(".tmp")
-    save_file(tensors, partial)
-    os.replace(partial, path)
+    _replace(tensors, path)
 
 
 def _load_state(model: SAC, path: Path) -> None:
-    tensors = load_file(path)
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
     model.policy.load_state_dict(
         {k.removeprefix("policy/"): v for k, v in tensors.items() if k.startswith("policy/")}
     )
@@ -163,9 +241,3 @@ def _refill(model: SAC, staging: Staging) -> None:
                 np.array([last]),
                 [{"TimeLimit.truncated": bool(last and episode["truncated"])}],
             )
-
-
-def _write_json(path: Path, value: Any) -> None:
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(value, indent=1))
-    os.replace(partial, path)

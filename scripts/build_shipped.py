@@ -10,19 +10,15 @@ replaced: results are stated for its bytes. All of them together stay within BUD
 import argparse
 import json
 import sys
+import tempfile
 from pathlib import Path
 
-import numpy as np
-
-from offrl.datasets.cards import write_card
 from offrl.datasets.loading import load_dataset
-from offrl.datasets.minari import load_minari, write_minari
-from offrl.datasets.packing import pack
-from offrl.datasets.qualities import sac_provenance
+from offrl.datasets.packing import write_with_card
+from offrl.datasets.qualities import replay_facts
 from offrl.datasets.staged import staged_dataset
 from offrl.datasets.staging import Staging
 from offrl.errors import DataError
-from offrl.files import new_folder
 
 SHIPPED = Path(__file__).parents[1] / "datasets" / "shipped"
 BUDGET = 15_000_000  # bytes of all shipped sets in the working tree
@@ -36,31 +32,25 @@ def build(name: str, recording: Path) -> Path:
     log = json.loads((recording / "sac.json").read_text())
     if not log.get("finished"):
         raise DataError(f"{recording}: SAC has not finished; the set would end at a random step")
-    staging = Staging(recording / "episodes")
+    until = int(log["evaluations"][-1][0])
+    episodes = list(Staging(recording / "episodes"))
     recorded = staged_dataset(
-        staging,
+        episodes,
         log["config"]["env_id"],
         name=name,
-        provenance=sac_provenance("medium-replay", log, staging.steps()),
+        provenance=replay_facts(
+            "medium-replay", log, sum(len(e["reward"]) for e in episodes), until
+        ),
     )
-    with new_folder(path) as partial:
-        write_minari(
-            recorded,
-            partial / "set",
-            dataset_id=f"offrl/{name}-v0",
-            description=recorded.provenance["rule"],
-            algorithm_name="SAC",
+    with tempfile.TemporaryDirectory(dir=SHIPPED, prefix=".") as folder:
+        made = Path(folder) / name
+        write_with_card(
+            recorded, made, dataset_id=f"offrl/{name}-v0", algorithm_name="SAC", compress=True
         )
-        (partial / "set" / "data").rename(partial / "data")
-        (partial / "set").rmdir()
-        pack(partial)
-        shipped = load_minari(partial, name)
-        if not np.array_equal(shipped.rows, recorded.rows):
-            raise DataError(f"{path}: what was written is not what was recorded")
-        write_card(shipped, partial)
         size = sum(f.stat().st_size for f in SHIPPED.rglob("*") if f.is_file())
         if size > BUDGET:
             raise DataError(f"with {name} the shipped sets take {size:,} bytes of {BUDGET:,}")
+        made.rename(path)
     return path
 
 
