@@ -27,7 +27,7 @@ TOLERANCE = 1e-9  # of parameters
 METRICS_TOLERANCE = 1e-7  # they multiply what the parameters differ by, by data and by weights
 LR = 2.0**-10  # exact in float32, in which the optimisers hold it
 # Of noise that is cut as often as not, of weights that are, of targets that move.
-TD3 = {"policy_noise": 1.0, "noise_clip": 0.5, "gamma": 0.9, "lr": LR, "polyak": 0.1}
+TD3 = {"policy_noise": 0.8, "noise_clip": 1.2, "gamma": 0.9, "lr": LR, "polyak": 0.1}
 EXTRACTION = {
     "expectile": 0.8,
     "beta": 3.0,
@@ -47,6 +47,8 @@ class Case:
     changes: Mapping[str, Any]
     # Of the agent's networks, what the gradient of each objective can reach.
     reach: Mapping[str, frozenset[str]]
+    # One whose first critics or advantages have both signs, and either critic is the smaller.
+    seed: int = 71
     expected: list[Trained] = field(default_factory=list, compare=False)  # one, once worked out
 
     @property
@@ -69,9 +71,9 @@ CASES = {
     "td3_bc-delay": Case("td3_bc", {"policy_delay": 3, **TD3}, TD3_REACH),
     "prdc": Case("prdc", {"alpha": 1.5, "beta": 0.8, **TD3}, TD3_REACH),
     "prdc-actions": Case("prdc", {"beta": 0.0, "policy_delay": 1, **TD3}, TD3_REACH),
-    "iql": Case("iql", EXTRACTION, IQL_REACH),
+    "iql": Case("iql", EXTRACTION, IQL_REACH, seed=73),
     "iql-dropout": Case(
-        "iql", {"dropout": 0.3, "actor_schedule": "constant", **EXTRACTION}, IQL_REACH
+        "iql", {"dropout": 0.3, "actor_schedule": "constant", **EXTRACTION}, IQL_REACH, 88
     ),
 }
 
@@ -81,12 +83,12 @@ def data() -> OfflineDataset:
     return walk(episodes=30, length=3)
 
 
-def ready(cls: type[Agent], config: Any, dataset: OfflineDataset) -> tuple[Agent, Feed]:
-    agent = cls(dataset.spec, config, Learners((0,)))
+def ready(cls: type[Agent], case: Case, dataset: OfflineDataset) -> tuple[Agent, Feed]:
+    agent = cls(dataset.spec, case.config, Learners((case.seed,)))
     replay = agent.view(dataset).to(torch.float64)
     agent.to(torch.float64)
     agent.prepare(replay)
-    return agent, Feed(replay, (0,), BATCH, agent.noise(BATCH))
+    return agent, Feed(replay, (case.seed,), BATCH, agent.noise(BATCH))
 
 
 def run(agent: Agent, feed: Feed, count: int) -> list[dict[str, Tensor]]:
@@ -122,9 +124,9 @@ def flat_run(case: Case, count: int) -> Trained:
         ranked = sorted(range(dataset.num_episodes), key=lambda e: -dataset.returns()[e])
         chosen = sorted(ranked[: int(config.top_fraction * len(ranked))])
         dataset = dataset.select(chosen, "chosen by hand")
-    agent = cls(dataset.spec, config, Learners((0,))).to(torch.float64)
+    agent = cls(dataset.spec, config, Learners((case.seed,))).to(torch.float64)
     view = transitions(dataset, normalize_obs=config.normalize_obs).to(torch.float64)
-    feed = Feed(view, (0,), BATCH, _noise_shapes(case))
+    feed = Feed(view, (case.seed,), BATCH, _noise_shapes(case))
     batches = []
     for step in range(count):
         batch, noise = feed.at(step)
@@ -178,7 +180,7 @@ def check(name: str, cls: type[Agent] | None = None, count: int = 24) -> None:
         case.expected[:] = [flat_run(case, count)]
     nets, history = case.expected[0]
     cls = cls or AGENTS[case.agent][0]
-    agent, feed = ready(cls, case.config, data())
+    agent, feed = ready(cls, case, data())
     for step, (ours, theirs) in enumerate(zip(run(agent, feed, count), history, strict=True)):
         assert ours.keys() == theirs.keys(), f"metrics of update {step}: {sorted(ours)}"
         for key, value in theirs.items():

@@ -24,7 +24,7 @@ def train(
         error = torch.tanh(mlp(b["obs"], actor)) - b["action"]
         loss = torch.mean(error**2)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         history.append({"actor_loss": loss.detach()})
     return {"actor": actor}, history

@@ -64,7 +64,7 @@ def train(
         u = q_bar - v_s
         value_loss = torch.mean(torch.where(u < 0, 1.0 - expectile, expectile) * u**2)
         value_optimizer.zero_grad()
-        value_loss.backward()
+        torch.autograd.backward(value_loss)
         value_optimizer.step()
 
         advantage = q_bar - value(s, v).detach()
@@ -82,14 +82,14 @@ def train(
         ).sum(1)
         actor_loss = -torch.mean(weight * log_prob)
         actor_optimizer.zero_grad()
-        actor_loss.backward()
+        torch.autograd.backward(actor_loss)
         actor_optimizer.step()
 
         y = reward_scale * b["raw_reward"] + gamma * b["mask"] * value(s2, v).detach()
         first, second = mlp(x, q1)[:, 0], mlp(x, q2)[:, 0]
         critic_loss = torch.mean((first - y) ** 2) + torch.mean((second - y) ** 2)
         critic_optimizer.zero_grad()
-        critic_loss.backward()
+        torch.autograd.backward(critic_loss)
         critic_optimizer.step()
         for net, bar in ((q1, q1_bar), (q2, q2_bar)):
             for p, p_bar in zip(net, bar, strict=True):

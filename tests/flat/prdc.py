@@ -55,7 +55,7 @@ def train(
         first = value(s, a, q1)
         critic_loss = torch.mean((first - y) ** 2) + torch.mean((value(s, a, q2) - y) ** 2)
         critic_optimizer.zero_grad()
-        critic_loss.backward()
+        torch.autograd.backward(critic_loss)
         critic_optimizer.step()
         metrics = {
             "critic_loss": critic_loss.detach(),
@@ -75,7 +75,7 @@ def train(
             constraint = torch.mean((pi - nearest) ** 2)
             actor_loss = -scale * q.mean() + constraint
             actor_optimizer.zero_grad()
-            actor_loss.backward()
+            torch.autograd.backward(actor_loss)
             actor_optimizer.step()
             for net, bar in ((actor, actor_bar), (q1, q1_bar), (q2, q2_bar)):
                 for p, p_bar in zip(net, bar, strict=True):

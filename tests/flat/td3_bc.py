@@ -49,7 +49,7 @@ def train(
         first = value(s, a, q1)
         critic_loss = torch.mean((first - y) ** 2) + torch.mean((value(s, a, q2) - y) ** 2)
         critic_optimizer.zero_grad()
-        critic_loss.backward()
+        torch.autograd.backward(critic_loss)
         critic_optimizer.step()
         metrics = {
             "critic_loss": critic_loss.detach(),
@@ -64,7 +64,7 @@ def train(
             bc_loss = torch.mean((pi - a) ** 2)
             actor_loss = -scale * q.mean() + bc_loss
             actor_optimizer.zero_grad()
-            actor_loss.backward()
+            torch.autograd.backward(actor_loss)
             actor_optimizer.step()
             for net, bar in ((actor, actor_bar), (q1, q1_bar), (q2, q2_bar)):
                 for p, p_bar in zip(net, bar, strict=True):
