@@ -291,13 +291,14 @@ def learner_view(module: M, k: int) -> M:
     """Learner k alone: the same module without the seed axis, its weights shared, not copied."""
     single = copy.deepcopy(module).requires_grad_(False)
     for part, whole in zip(single.modules(), module.modules(), strict=True):
-        if not isinstance(whole, Stacked) or whole.seed_axis is None:
-            continue
-        assert isinstance(part, Stacked)
+        axis = whole.seed_axis if isinstance(whole, Stacked) else None
         for name, parameter in whole.named_parameters(recurse=False):
-            mine = parameter.detach().select(whole.seed_axis, k)
+            mine = parameter.detach() if axis is None else parameter.detach().select(axis, k)
             part.register_parameter(name, nn.Parameter(mine, requires_grad=False))
-        part.seed_axis = None
+        for name, buffer in whole.named_buffers(recurse=False):
+            setattr(part, name, buffer if axis is None else buffer.select(axis, k))
+        if isinstance(part, Stacked):
+            part.seed_axis = None
     return single
 
 
