@@ -1,7 +1,8 @@
 """Optimisers and target averages, elementwise, so that stacked learners never mix."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -27,6 +28,21 @@ def move_rates(optimizers: Iterable[Optimizer], device: torch.device) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["lr"].to(device)
+
+
+@contextmanager
+def products_in(precision: str) -> Iterator[None]:
+    """Matrix products of float32 tensors with factors rounded to 'bfloat16', or 'float32'.
+
+    Sums, weights and everything else stay float32. Where the processor has no such products,
+    nothing changes.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium" if precision == "bfloat16" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:

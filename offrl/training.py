@@ -30,7 +30,7 @@ from offrl.evaluation import Evaluation, evaluate
 from offrl.feed import Feed
 from offrl.files import write_json
 from offrl.metrics import Meter, RunLog, cut_back
-from offrl.optim import move_rates
+from offrl.optim import move_rates, products_in
 from offrl.policy import Policy
 
 EVALUATION_SEED = 1_000_000  # other starts than those of `offrl evaluate`, which judges the result
@@ -55,13 +55,17 @@ class TrainConfig:
     device: str = "auto"  # cpu, cuda, cuda:1; auto takes a GPU if there is one
     backend: Literal["eager", "aot_eager", "inductor"] = "eager"  # eager, or of torch.compile
     precision: Literal["float32", "float64"] = "float32"
+    matmul: Literal["float32", "bfloat16"] = "float32"  # to which products' factors are rounded
 
     def __post_init__(self) -> None:
-        positive = ("steps", "batch_size", "seeds", "log_every", "eval_every")
-        positive += ("eval_episodes", "checkpoint_every", "keep_checkpoints")
+        positive = [
+            *("steps", "batch_size", "seeds", "log_every", "eval_every"),
+            *("eval_episodes", "checkpoint_every", "keep_checkpoints"),
+        ]
         check_intervals(self, **dict.fromkeys(positive, "[1, inf)"))
         check_choice(self, "backend", ("eager", "aot_eager", "inductor"))
         check_choice(self, "precision", ("float32", "float64"))
+        check_choice(self, "matmul", ("float32", "bfloat16"))
         known = ("auto", "eval/return", "validation/action_error", "validation/td_error")
         check_choice(self, "best_by", known)
 
@@ -148,7 +152,9 @@ class Trainer:
                 while self.step < steps:
                     batch, noise = self.feed.at(self.step)
                     agent.schedule(self.step, steps)
-                    self.meter.add(agent.update(batch, noise, self.step % agent.period))
+                    with products_in(cfg.matmul):
+                        metrics = agent.update(batch, noise, self.step % agent.period)
+                    self.meter.add(metrics)
                     self.step += 1
                     bar.update()
 
@@ -253,7 +259,7 @@ class Trainer:
             return {}
         rows, seeds = self.validation.index, self.agent.learners.shape
         totals: dict[str, Tensor] = {}
-        for chunk in rows.split(VALIDATION_CHUNK):
+        for chunk in torch.split(rows, VALIDATION_CHUNK):
             batch = self.validation.batch(chunk.expand(*seeds, -1))
             for name, value in self.agent.validate(batch).items():
                 weighted = value * (len(chunk) / len(rows))
