@@ -38,6 +38,7 @@ class BC(Agent):
     """Regression of the logged action."""
 
     config: BCConfig
+    config_class = BCConfig
 
     def __init__(self, spec: Spec, config: BCConfig, learners: Learners) -> None:
         super().__init__(spec, config, learners)

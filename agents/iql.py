@@ -66,6 +66,8 @@ class IQL(Agent):
     """Expectile values, then a policy by weighted regression."""
 
     config: IQLConfig
+    config_class = IQLConfig
+    actor: GaussianActor
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "locomotion": {"expectile": 0.7, "beta": 3.0, "reward_by_return_range": True},
         "antmaze": {
@@ -100,8 +102,7 @@ class IQL(Agent):
         self.value_opt = adam(self.value.parameters(), config.lr)
 
     def noise(self, batch_size: int) -> dict[str, tuple[int, ...]]:
-        shapes: dict[str, tuple[int, ...]] = self.actor.net.noise(batch_size)
-        return shapes
+        return self.actor.net.noise(batch_size)
 
     def schedule(self, step: int, steps: int) -> None:
         if self.config.actor_schedule == "cosine":

@@ -71,6 +71,7 @@ class PRDC(Agent):
     """TD3 with a pull to the nearest state-action pair of the dataset."""
 
     config: PRDCConfig
+    config_class = PRDCConfig
     nearest: NearestAction
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "halfcheetah": {"alpha": 40.0, "beta": 2.0},

@@ -61,6 +61,7 @@ class TD3BC(Agent):
     """TD3 with a pull to the logged action."""
 
     config: TD3BCConfig
+    config_class = TD3BCConfig
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "locomotion": {},
         "antmaze": {"reward_shift": -1.0},  # not in the paper; as the CORL library runs it

@@ -173,17 +173,20 @@ class OfflineDataset:
     @property
     def reward(self) -> F32:
         """(num_steps,)."""
-        return self.rows[self.step_rows, -3]
+        reward: F32 = self.rows[self.step_rows, -3]
+        return reward
 
     @property
     def terminated(self) -> NDArray[np.bool_]:
         """(num_steps,) the environment ended: no value follows."""
-        return self.rows[self.step_rows, -2] > 0
+        flag: NDArray[np.bool_] = self.rows[self.step_rows, -2] > 0
+        return flag
 
     @property
     def truncated(self) -> NDArray[np.bool_]:
         """(num_steps,) the recording was cut, by a time limit for instance."""
-        return self.rows[self.step_rows, -1] > 0
+        flag: NDArray[np.bool_] = self.rows[self.step_rows, -1] > 0
+        return flag
 
     def episode(self, e: int) -> dict[str, F32]:
         """Columns of one episode; `obs` has one entry more than the others if its end is known."""

@@ -33,7 +33,10 @@ class Agent(nn.Module, ABC):
 
     period: int = 1  # updates until the same work is done again; 2 where the policy is delayed
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # environment family -> settings
+    config_class: ClassVar[type[Any]]  # of the settings; found here for agents of your own
     actor: nn.Module
+    obs_mean: Tensor
+    obs_std: Tensor
 
     def __init__(self, spec: Spec, config: Any, learners: Learners) -> None:
         super().__init__()
@@ -134,6 +137,8 @@ class Agent(nn.Module, ABC):
     def _compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if self.backend == "eager":
             return function
+        # Without this setting a gradient inside the graph is refused rather than traced.
+        torch._dynamo.config.trace_autograd_ops = True
         compiled: Callable[..., Any] = torch.compile(
             function, backend=self.backend, fullgraph=True, dynamic=False
         )

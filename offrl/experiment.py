@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import offrl
 from offrl.agent import Agent
@@ -31,7 +31,9 @@ VALIDATION_WITHOUT_ENV = 0.1
 class DataConfig:
     """How a dataset is read and split."""
 
-    out_of_bounds: str = "refuse"  # refuse, clip or keep actions outside the stated bounds
+    out_of_bounds: Literal["refuse", "clip", "keep"] = (
+        "refuse"  # refuse, clip or keep actions outside the stated bounds
+    )
     time_limit: int | None = None  # steps; terminals exactly there become truncations
     validation: float | None = None  # share of episodes held out; 0.1 without an environment
     split_seed: int = 0  # of the episodes held out
@@ -163,7 +165,7 @@ def train(
     recipe: str = "auto",
     resume: str | Path | None = None,
     validation: float | None = None,
-    out_of_bounds: str = "refuse",
+    out_of_bounds: Literal["refuse", "clip", "keep"] = "refuse",
     time_limit: int | None = None,
     callbacks: Sequence[Callback] = (),
     **settings: Any,

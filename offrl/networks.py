@@ -100,14 +100,12 @@ class MLP(nn.Sequential):
         return {f"dropout{i}": (batch_size, n) for i, n in enumerate(self.sizes[1:-1])}
 
     def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
-        if noise is None or not self.dropout:
-            result: Tensor = super().forward(x)
-            return result
-        threshold = float(ndtri(self.dropout))
+        drops = noise is not None and self.dropout > 0
+        threshold = float(ndtri(self.dropout)) if drops else 0.0
         hidden = 0
         for layer in self:
             x = layer(x)
-            if isinstance(layer, nn.ReLU):
+            if noise is not None and drops and isinstance(layer, nn.ReLU):
                 kept = (noise[f"dropout{hidden}"] > threshold).to(x)
                 x = x * kept / (1.0 - self.dropout)
                 hidden += 1
@@ -233,12 +231,13 @@ class GaussianActor(nn.Module):
 
     def forward(
         self, obs: Float[Tensor, "*seed batch obs"], noise: Noise | None = None
-    ) -> Independent:
+    ) -> "Independent[Normal]":
         mean = torch.tanh(self.net(obs, noise))
         return Independent(Normal(mean, self.spread().expand_as(mean), validate_args=False), 1)
 
     def mode(self, obs: Float[Tensor, "*seed batch obs"]) -> Float[Tensor, "*seed batch act"]:
-        return torch.tanh(self.net(obs))
+        action: Tensor = torch.tanh(self.net(obs))
+        return action
 
     def sample(
         self, obs: Float[Tensor, "*seed batch obs"], noise: Float[Tensor, "*seed batch act"]
@@ -257,7 +256,8 @@ class Spread(Stacked):
         self.log_std = nn.Parameter(torch.zeros(*learners.shape, 1, act_dim))
 
     def forward(self) -> Float[Tensor, "*seed 1 act"]:
-        return self.log_std.clamp(LOG_STD_MIN, LOG_STD_MAX).exp()
+        std: Tensor = self.log_std.clamp(LOG_STD_MIN, LOG_STD_MAX).exp()
+        return std
 
 
 ACTORS: Mapping[str, type[DeterministicActor] | type[GaussianActor]] = {

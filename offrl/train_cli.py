@@ -91,7 +91,7 @@ def _parse(
         ],
         frozen=True,
     )
-    parsed = tyro.cli(
+    parsed: Any = tyro.cli(
         flat,
         args=argv,
         prog="offrl train",
