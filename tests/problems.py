@@ -1,0 +1,79 @@
+"""Small data and agents that the tests share."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from offrl.agent import Agent
+from offrl.agents import AGENTS
+from offrl.datasets.offline import OfflineDataset
+from offrl.datasets.replay import Replay
+from offrl.feed import Feed
+from offrl.networks import Learners
+from offrl.types import Batch, Noise
+
+OBS, ACT = 3, 2
+HIDDEN = (16, 16)
+
+
+def walk(episodes: int = 8, length: int = 25, seed: int = 0) -> OfflineDataset:
+    """Random episodes; every third one terminates, the others are truncated."""
+    rng = np.random.default_rng(seed)
+    return OfflineDataset.from_episodes(
+        [
+            {
+                "obs": rng.normal(1.0, 2.0, (length + 1, OBS)).astype(np.float32),
+                "action": rng.uniform(-1, 1, (length, ACT)).astype(np.float32),
+                "reward": rng.normal(size=length).astype(np.float32),
+                "terminated": e % 3 == 0,
+                "truncated": e % 3 != 0,
+            }
+            for e in range(episodes)
+        ],
+        name="walk",
+    )
+
+
+def small_config(name: str, **changes: Any) -> Any:
+    _, default = AGENTS[name]
+    values = {f: getattr(default, f) for f in default.__dataclass_fields__}
+    return type(default)(**{**values, "hidden": HIDDEN, **changes})
+
+
+def build(
+    name: str,
+    dataset: OfflineDataset,
+    seeds: Sequence[int] = (0,),
+    dtype: torch.dtype = torch.float64,
+    config: Any = None,
+) -> tuple[Agent, Replay]:
+    """An agent that is ready to update, and its view of the data."""
+    cls, _ = AGENTS[name]
+    agent = cls(dataset.spec, config or small_config(name), Learners(seeds))
+    replay = agent.view(dataset).to(dtype)
+    agent.to(dtype)
+    agent.prepare(replay)
+    return agent, replay
+
+
+def feed_of(agent: Agent, replay: Replay, batch_size: int = 32) -> Feed:
+    return Feed(replay, agent.learners.seeds, batch_size, agent.noise(batch_size))
+
+
+def updates(
+    agent: Agent, replay: Replay, count: int, start: int = 0, total: int = 1_000
+) -> list[dict[str, torch.Tensor]]:
+    """`count` updates from step `start` on, as the trainer makes them."""
+    feed = feed_of(agent, replay)
+    metrics = []
+    for step in range(start, start + count):
+        batch, noise = feed.at(step)
+        agent.schedule(step, total)
+        metrics.append(agent.update(batch, noise, step % agent.period))
+    return metrics
+
+
+def inputs(agent: Agent, replay: Replay, step: int = 0) -> tuple[Batch, Noise]:
+    return feed_of(agent, replay).at(step)
