@@ -1,0 +1,172 @@
+"""Fill the table of results: every agent on every shipped set, several seeds, one command.
+
+    python scripts/results.py                       # all missing cells, then table and curves
+    python scripts/results.py --datasets hopper-medium-replay --agents prdc iql
+    python scripts/results.py --draw                # table and curves of the cells that exist
+
+A cell is an agent on a dataset with all its seeds, trained side by side. It is named by the hash
+of everything that determines its numbers; a finished cell is skipped, an unfinished one resumed.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import offrl
+from offrl.agents import AGENTS
+from offrl.evaluation import evaluate
+from offrl.experiment import Plan, learner_folders, plan, resume_run, start_run
+from offrl.files import read_json, write_json
+from offrl.plotting import plot
+from offrl.policy import load_policy
+from offrl.statistics import t_interval
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, WORK = ROOT / "results", ROOT / "runs" / "results"
+SHIPPED = ("hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay")
+FINAL_EPISODES, FINAL_SEED = 20, 0  # starts of the final evaluation, common to all cells
+KEPT = ("step,name,value", "eval/", "validation/")  # of metrics.csv, which the curves need
+
+
+def main() -> int:
+    """Run missing cells, then draw."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--datasets", nargs="+", default=list(SHIPPED))
+    parser.add_argument("--agents", nargs="+", default=list(AGENTS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=100_000)
+    parser.add_argument("--backend", default="inductor", choices=["eager", "inductor"])
+    parser.add_argument("--matmul", default="bfloat16", choices=["float32", "bfloat16"])
+    parser.add_argument("--draw", action="store_true", help="only table and curves")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if not arguments.draw:
+        settings = {"steps": arguments.steps, "seeds": arguments.seeds, "eval_every": 5_000}
+        settings |= {"backend": arguments.backend, "matmul": arguments.matmul}
+        for dataset in arguments.datasets:
+            for agent in arguments.agents:
+                run_cell(plan(agent, dataset, settings=settings))
+    draw()
+    return 0
+
+
+def cell_hash(planned: Plan) -> str:
+    """Of what determines the numbers: settings, data and the versions of what computes."""
+    record = planned.record()
+    del record["commit"]
+    record["versions"] = {k: record["versions"][k] for k in ("torch", "mujoco", "gymnasium")}
+    text = json.dumps(record, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def run_cell(planned: Plan) -> None:
+    """Train or resume, evaluate the last policies, and keep what the table needs."""
+    name, digest = f"{planned.dataset.name}/{planned.agent}", cell_hash(planned)
+    target = RESULTS / planned.dataset.name / planned.agent
+    if (target / "cell.json").exists() and read_json(target / "cell.json")["hash"] == digest:
+        print(f"{name}: finished already ({digest})")
+        return
+    folder = WORK / f"{name.replace('/', '-')}-{digest}"
+    run = resume_run(folder) if (folder / "config.json").exists() else start_run(planned, folder)
+    seeds = []
+    for path, summary in zip(run.folders, run.summaries, strict=True):
+        final = evaluate(load_policy(path), str(planned.env), FINAL_EPISODES, FINAL_SEED)
+        seeds.append({"summary": summary, "final": final.to_json(), "rate": _rate(path)})
+    shutil.rmtree(target, ignore_errors=True)
+    for path in learner_folders(target, planned.train):
+        path.mkdir(parents=True)
+        source = folder / path.name
+        shutil.copy(source / "config.json", path)
+        lines = (source / "metrics.csv").read_text().splitlines(keepends=True)
+        kept = [line for line in lines if any(word in line for word in KEPT)]
+        (path / "metrics.csv").write_text("".join(kept))
+    write_json(
+        target / "cell.json",
+        {
+            "hash": digest,
+            "command": f"python scripts/{Path(__file__).name} {' '.join(sys.argv[1:])}".strip(),
+            "commit": planned.record()["commit"],
+            "date": date.today().isoformat(),
+            "machine": machine(),
+            "seeds": seeds,
+        },
+    )
+
+
+def machine() -> str:
+    """The class of machine, in words."""
+    cores = os.cpu_count()
+    return f"{cores} cores of a shared {platform.machine()} server, one thread, no GPU"
+
+
+def _rate(folder: Path) -> float:
+    """Median of the logged updates a second, evaluations and checkpoints left out."""
+    rows = [r.split(",") for r in (folder / "performance.csv").read_text().splitlines()[1:]]
+    return float(np.median([float(v) for _, n, v in rows if n == "performance/steps_per_second"]))
+
+
+def draw() -> None:
+    """Table and curves of all finished cells."""
+    cells: dict[str, dict[str, Any]] = {}
+    for path in sorted(RESULTS.glob("*/*/cell.json")):
+        cells.setdefault(path.parent.parent.name, {})[path.parent.name] = read_json(path)
+    lines = [
+        "# Results",
+        "",
+        "Normalised score, 100 (return - min) / (max - min) with D4RL's references, of the last",
+        f"policy on {FINAL_EPISODES} starts common to all; mean over seeds with its 95 % interval",
+        "(Student's t over seeds). Best and mean of the last 10 are of the evaluations during",
+        "training, 10 episodes each. Made by `python scripts/results.py`; each cell's `cell.json`",
+        "has its command, commit, machine and every return.",
+    ]
+    for dataset, agents in cells.items():
+        first = read_json(next((RESULTS / dataset).glob("*/seed-*/config.json")))
+        data, train = first["dataset"], first["train"]
+        reference = data["reference"]
+        span = reference["max"] - reference["min"]
+        behaviour = 100 * (data["behaviour_return_mean"] - reference["min"]) / span
+        lines += [
+            "",
+            f"## {dataset}",
+            "",
+            f"{data['steps']:,} steps, {data['episodes']} episodes, mean behaviour score "
+            f"{behaviour:.1f}; {train['steps']:,} updates, batch {train['batch_size']}, "
+            f"{train['backend']}, {train['matmul']} products.",
+            "",
+            "| agent | final score | mean of last 10 | best | seeds | updates/s, all seeds |",
+            "|---|---|---|---|---|---|",
+        ]
+        for agent in (name for name in AGENTS if name in agents):
+            seeds = agents[agent]["seeds"]
+            final = t_interval([s["final"]["score"] for s in seeds])
+            last = np.mean([_score(s["summary"], "mean of last") for s in seeds])
+            best = np.mean([_score(s["summary"], "best", reference) for s in seeds])
+            lines.append(
+                f"| {agent} | {np.mean([s['final']['score'] for s in seeds]):.1f} {final} "
+                f"| {last:.1f} | {best:.1f} | {len(seeds)} "
+                f"| {np.mean([s['rate'] for s in seeds]) * len(seeds):.0f} |"
+            )
+        lines += ["", f"![learning curves]({dataset}.png)"]
+        runs = [p.parent for p in (RESULTS / dataset).glob("*/seed-*/metrics.csv")]
+        plot(sorted(runs), RESULTS / f"{dataset}.png", force=True)
+    (RESULTS / "README.md").write_text("\n".join(lines) + "\n")
+
+
+def _score(summary: dict[str, Any], name: str, reference: Any = None) -> float:
+    part = next(v for k, v in summary.items() if k.startswith(name) and isinstance(v, dict))
+    return float(part["eval/score"])
+
+
+if __name__ == "__main__":
+    print(f"offrl {offrl.__version__}, torch {torch.__version__}")
+    sys.exit(main())
