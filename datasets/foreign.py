@@ -14,6 +14,7 @@ import io
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ def load_arrays(path: Path, spec: Spec, seed: int = 0) -> NetworkPolicy:
     Raises RunError where arrays are missing, of the wrong shape, or pickled objects.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise RunError(f"{path} cannot be read as an .npz file of arrays: {error}") from error
@@ -134,7 +135,9 @@ def load_sb3(path: Path, spec: Spec, seed: int = 0) -> NetworkPolicy:
         with zipfile.ZipFile(path) as archive:
             weights = archive.read("policy.pth")
             settings = json.loads(archive.read("data"))
-        state = torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols; what cannot be read raises
+            state = torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True)
         arrays = {name: np.asarray(tensor) for name, tensor in state.items()}
     except (
         *(OSError, LookupError, ValueError, AttributeError, RuntimeError, EOFError, TypeError),

@@ -8,7 +8,7 @@ therefore the same, bit for bit, as one that ran through.
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ KINDS = (
 )
 
 
+@runtime_checkable
 class Behaviour(Protocol):
     """Something that acts: `episode(i)` gives the function from observations to actions."""
 

@@ -4,10 +4,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
+
+from offrl.errors import DataError
 
 
 class Staging:
@@ -35,8 +38,14 @@ class Staging:
 
     def __iter__(self) -> Iterator[dict[str, NDArray[Any]]]:
         for path in self.files:
-            with np.load(path, allow_pickle=False) as arrays:
-                yield {k: arrays[k] for k in arrays.files}
+            try:
+                with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                    episode = {k: arrays[k] for k in arrays.files}
+            except (OSError, ValueError, EOFError, BadZipFile) as error:
+                raise DataError(
+                    f"{path} cannot be read: {error}. Remove it and the episodes after it"
+                ) from error
+            yield episode
 
     def steps(self) -> int:
         """Transitions on disk."""
