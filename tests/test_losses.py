@@ -1,6 +1,7 @@
 """Losses, regularisers and target averages against numbers worked by hand."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -96,7 +97,7 @@ def test_q_scale_passes_no_gradient() -> None:
     # d/dq [2 mean(q)] = 1 each. Through the scale it would be 0: 6 mean(q) / mean|q| is constant.
     q = doubles(2, 4).requires_grad_()
     assert not q_scale(q, 6.0).requires_grad
-    torch.autograd.backward((q_scale(q, 6.0) * q.mean(-1)))
+    torch.autograd.backward(q_scale(q, 6.0) * q.mean(-1))
     assert q.grad is not None
     torch.testing.assert_close(q.grad, doubles(1, 1))
 
@@ -130,7 +131,8 @@ def test_losses_pass_gradients_to_both_sides() -> None:
 
 def test_dropout_by_hand() -> None:
     net = MLP([1, 4, 1], Learners(), dropout=0.25)
-    first, last = net[0], net[2]
+    first: Any = net[0]
+    last: Any = net[2]
     with torch.no_grad():
         first.weight.copy_(torch.tensor([[1.0, 2.0, 3.0, -1.0]]))
         first.bias.zero_()
@@ -193,7 +195,7 @@ def test_a_target_is_a_frozen_copy() -> None:
     assert all(not p.requires_grad for p in target.parameters())
     assert all(p.requires_grad for p in critic.parameters())
     with torch.no_grad():
-        critic.head.bias += 1.0
+        critic.head.bias.add_(1.0)
     assert not torch.equal(critic.head.bias, target.head.bias)
 
 

@@ -31,8 +31,8 @@ def plain(net: nn.Module, x: Tensor, *place: int) -> Tensor:
     """The network as torch.nn.functional layers on one member's and one learner's weights."""
     layers = [m for m in net.modules() if isinstance(m, Linear)]
     for i, layer in enumerate(layers):
-        weight, bias = layer.weight[place] if place else layer.weight, layer.bias
-        bias = bias[place] if place else bias
+        weight = layer.weight[place] if place else layer.weight.detach()
+        bias = layer.bias[place] if place else layer.bias.detach()
         x = nn.functional.linear(x, weight.T, bias[0])
         if i + 1 < len(layers):
             x = torch.relu(x)
@@ -114,7 +114,7 @@ def test_seed_k_of_a_stack_is_seed_k_alone(build: Any) -> None:
 def test_networks_built_in_turn_differ() -> None:
     learners = Learners((0,))
     first, second = Value(OBS, HIDDEN, learners), Value(OBS, HIDDEN, learners)
-    assert not torch.equal(first.net[0].weight, second.net[0].weight)
+    assert not torch.equal(next(first.parameters()), next(second.parameters()))
 
 
 def test_first_weights_come_from_the_seeds_stream() -> None:
@@ -147,7 +147,7 @@ def test_features_are_what_the_head_is_given(seeds: tuple[int, ...]) -> None:
     assert (features >= 0).all() and (features > 0).any()
     q = (features @ critic.head.weight + critic.head.bias).squeeze(-1)
     torch.testing.assert_close(critic(obs, action), q, rtol=0, atol=1e-12)
-    (gradient,) = torch.autograd.grad(features.sum(), [critic.trunk.net[0].weight])
+    (gradient,) = torch.autograd.grad(features.sum(), [next(critic.trunk.parameters())])
     assert gradient.abs().sum() > 0
 
 
@@ -229,7 +229,11 @@ def test_dropout_takes_its_noise_from_outside(kind: Any) -> None:
     obs = draw(BATCH, OBS)
     all_kept = {k: torch.full(s, 9.0, dtype=torch.float64) for k, s in shapes.items()}
     none_kept = {k: -v for k, v in all_kept.items()}
-    mean = (lambda d: d.mean) if kind is GaussianActor else (lambda d: d)
+
+    def mean(output: Any) -> Tensor:
+        found: Tensor = output.mean if kind is GaussianActor else output
+        return found
+
     bias = torch.tanh(actor.net[-1].bias).expand(BATCH, ACT)
     torch.testing.assert_close(mean(actor(obs, none_kept)), bias, rtol=0, atol=1e-12)
     assert not torch.equal(mean(actor(obs, all_kept)), actor.mode(obs))
@@ -266,7 +270,7 @@ def test_names_and_shapes_of_an_actors_weights() -> None:
 
 
 def test_a_learners_view_shares_the_weights() -> None:
-    actor = GaussianActor(OBS, ACT, HIDDEN, Learners(SEEDS))
+    actor: Any = GaussianActor(OBS, ACT, HIDDEN, Learners(SEEDS))
     view = learner_view(actor, 1)
     obs = draw(BATCH, OBS).float()
     expected = actor.mode(obs.expand(3, -1, -1))[1]
@@ -282,7 +286,7 @@ def test_a_learners_view_shares_the_weights() -> None:
 
 
 def test_the_view_of_a_learner_alone_shares_too() -> None:
-    actor = DeterministicActor(OBS, ACT, HIDDEN, Learners())
+    actor: Any = DeterministicActor(OBS, ACT, HIDDEN, Learners())
     view = learner_view(actor, 0)
     with torch.no_grad():
         actor.net[0].weight += 1.0

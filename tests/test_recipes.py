@@ -1,0 +1,134 @@
+"""Each recipe against the table of its source, by the names of environments and datasets."""
+
+from typing import Any
+
+import pytest
+
+from offrl.agents import AGENTS, BC, IQL, PRDC, TD3BC, IQLConfig, PRDCConfig, TD3BCConfig
+from offrl.envs.references import families
+from offrl.errors import ConfigError
+from offrl.registry import find_agent, find_recipe
+
+HOPPER = ["hopper-medium-v2", "hopper-medium-replay-v0", "Hopper-v5", "Hopper-v4"]
+WALKER = ["walker2d-medium-expert-v2", "walker2d-random-v0", "Walker2d-v5"]
+CHEETAH = ["halfcheetah-medium-v2", "halfcheetah-expert-v0", "HalfCheetah-v5", "HalfCheetah-v4"]
+ANT_MAZE = ["antmaze-umaze-v0", "antmaze-medium-play-v2", "antmaze-large-diverse-v2"]
+KITCHEN = ["kitchen-complete-v0", "kitchen-mixed-v0", "FrankaKitchen-v1"]
+ADROIT = ["pen-human-v1", "door-human-v1", "hammer-cloned-v1", "relocate-expert-v1"]
+ADROIT += ["AdroitHandDoor-v1", "AdroitHandPen-v1"]
+
+
+def settings(cls: Any, config: Any, name: str) -> dict[str, Any]:
+    """All settings that training on `name` would begin with."""
+    _, recipe = find_recipe(cls, "auto", families(name))
+    return {**vars(config), **recipe}
+
+
+def assert_has(found: dict[str, Any], **wanted: Any) -> None:
+    assert {key: found[key] for key in wanted} == wanted
+
+
+# PRDC, the authors' settings: alpha, beta, reward scale and shift by environment.
+PRDC_TABLE = [
+    (CHEETAH, (40.0, 2.0, 1.0, 0.0)),
+    (HOPPER, (2.5, 2.0, 1.0, 0.0)),
+    (WALKER, (2.5, 2.0, 1.0, 0.0)),
+    (ANT_MAZE, (7.5, 7.5, 10_000.0, -1.0)),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "row"), [(n, row) for names, row in PRDC_TABLE for n in names], ids=str
+)
+def test_prdc(name: str, row: tuple[float, ...]) -> None:
+    alpha, beta, scale, shift = row
+    found = settings(PRDC, PRDCConfig(), name)
+    assert_has(found, alpha=alpha, beta=beta, reward_scale=scale, reward_shift=shift)
+    assert_has(found, normalize_obs=True)
+
+
+# IQL, the paper's appendix and the authors' code: expectile, beta, dropout of the policy, rewards.
+IQL_TABLE = [
+    (HOPPER + WALKER + CHEETAH, (0.7, 3.0, 0.0, True, 0.0)),
+    (ANT_MAZE, (0.9, 10.0, 0.0, False, -1.0)),
+    (KITCHEN + ADROIT, (0.7, 0.5, 0.1, False, 0.0)),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "row"), [(n, row) for names, row in IQL_TABLE for n in names], ids=str
+)
+def test_iql(name: str, row: tuple[Any, ...]) -> None:
+    expectile, beta, dropout, by_range, shift = row
+    found = settings(IQL, IQLConfig(), name)
+    assert_has(found, expectile=expectile, beta=beta, dropout=dropout)
+    assert_has(found, reward_by_return_range=by_range, reward_shift=shift, reward_scale=1.0)
+    assert_has(found, actor_schedule="cosine", max_weight=100.0, normalize_obs=False)
+
+
+@pytest.mark.parametrize("name", [*HOPPER, *WALKER, *CHEETAH])
+def test_td3_bc_is_the_same_everywhere(name: str) -> None:
+    found = settings(TD3BC, TD3BCConfig(), name)
+    assert_has(found, alpha=2.5, reward_scale=1.0, reward_shift=0.0, normalize_obs=True)
+
+
+@pytest.mark.parametrize("name", ANT_MAZE)
+def test_td3_bc_shifts_the_rewards_of_antmaze(name: str) -> None:
+    found = settings(TD3BC, TD3BCConfig(), name)
+    assert_has(found, alpha=2.5, reward_scale=1.0, reward_shift=-1.0)
+
+
+@pytest.mark.parametrize("config", [TD3BCConfig(), PRDCConfig()], ids=["td3_bc", "prdc"])
+def test_the_settings_of_td3(config: Any) -> None:
+    found = vars(config)
+    assert_has(found, gamma=0.99, polyak=0.005, lr=3e-4, hidden=(256, 256))
+    assert_has(found, policy_noise=0.2, noise_clip=0.5, policy_delay=2)
+
+
+def test_the_settings_that_iql_has_everywhere() -> None:
+    assert_has(vars(IQLConfig()), gamma=0.99, polyak=0.005, lr=3e-4, hidden=(256, 256))
+
+
+def test_ten_percent_cloning_is_of_ten_percent() -> None:
+    _, cls, config = find_agent("percent_bc")
+    assert cls is BC and config.top_fraction == 0.1
+    assert find_agent("bc")[2].top_fraction == 1.0
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_every_recipe_is_of_a_known_family_and_makes_a_config(agent: str) -> None:
+    cls, default = AGENTS[agent]
+    known = {
+        f for n in (*HOPPER, *WALKER, *CHEETAH, *ANT_MAZE, *KITCHEN, *ADROIT) for f in families(n)
+    }
+    assert set(cls.recipes) <= known
+    for recipe in cls.recipes.values():
+        made = type(default)(**{**vars(default), **recipe})
+        assert {k: getattr(made, k) for k in recipe} == dict(recipe)
+
+
+def test_the_most_specific_family_wins() -> None:
+    assert families("HalfCheetah-v5") == ["halfcheetah", "locomotion"]
+    assert find_recipe(PRDC, "auto", families("HalfCheetah-v5"))[0] == "halfcheetah"
+    assert find_recipe(PRDC, "auto", families("Hopper-v5"))[0] == "locomotion"
+    assert find_recipe(IQL, "auto", families("AdroitHandDoor-v1"))[0] == "adroit"
+
+
+@pytest.mark.parametrize("name", ["Pendulum-v1", "my-own-robot", "kitchen-complete-v0"])
+def test_without_a_family_in_the_table_there_is_no_recipe(name: str) -> None:
+    assert find_recipe(PRDC, "auto", families(name)) == ("none", {})
+
+
+def test_a_recipe_by_name_whatever_the_environment() -> None:
+    name, recipe = find_recipe(PRDC, "halfcheetah", families("Hopper-v5"))
+    assert name == "halfcheetah" and recipe["alpha"] == 40.0
+    assert find_recipe(PRDC, "none", families("HalfCheetah-v5")) == ("none", {})
+
+
+def test_an_unknown_recipe_is_refused_with_near_ones() -> None:
+    with pytest.raises(ConfigError, match=r"PRDC has no recipe 'halfchetah', did you mean 'halfch"):
+        find_recipe(PRDC, "halfchetah", [])
+    with pytest.raises(ConfigError, match=r"IQL has no recipe 'zzz'; it has locomotion, antmaze"):
+        find_recipe(IQL, "zzz", [])
+    with pytest.raises(ConfigError, match=r"BC has no recipe 'antmaze'; it has none"):
+        find_recipe(BC, "antmaze", [])
