@@ -105,12 +105,22 @@ def sac_facts(log: Mapping[str, Any], until: int) -> dict[str, Any]:
     }
 
 
-def replay_facts(quality: str, log: Mapping[str, Any], steps: int, until: int) -> dict[str, Any]:
-    """How a replay of `steps` steps was made, of a run of SAC up to its step `until`."""
+def replay_facts(
+    quality: str, log: Mapping[str, Any], steps: int, until: int, capacity: int | None = None
+) -> dict[str, Any]:
+    """How a replay of `steps` steps was made, of a run of SAC up to its step `until`.
+
+    With a `capacity`, of a buffer that holds no more than the latest so many steps.
+    """
+    rule, left = RULES[quality], f"{until - steps} steps of the episode that was open at the end"
+    if capacity is not None:
+        rule += f" The buffer holds the latest {capacity:,} steps; what is older is left out."
+        left = f"{until - steps} steps: the oldest, and the episode that was open at the end"
     return {
-        "rule": RULES[quality],
+        "rule": rule,
         "quality": quality,
         **sac_facts(log, until),
         "versions": versions(),
-        "left_out": f"{until - steps} steps of the episode that was open at the end",
+        **({} if capacity is None else {"capacity": capacity}),
+        "left_out": left,
     }

@@ -1,6 +1,6 @@
 """From a folder of recorded episodes to a dataset: what environment, made how."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -38,6 +38,18 @@ def staged_dataset(
         )
     finally:
         env.close()
+
+
+def latest(episodes: Sequence[Mapping[str, Any]], capacity: int) -> Sequence[Mapping[str, Any]]:
+    """What a buffer of `capacity` steps still holds whole: the last episodes that fit.
+
+    Raises DataError where the last one alone does not.
+    """
+    lengths = np.array([len(episode["reward"]) for episode in episodes])
+    fits = np.cumsum(lengths[::-1]) <= capacity
+    if not fits.any():
+        raise DataError(f"no episode fits a buffer of {capacity} steps; the last has {lengths[-1]}")
+    return episodes[len(episodes) - int(fits.sum()) :]
 
 
 def spec_of(env: gymnasium.Env[Any, Any]) -> Spec:

@@ -14,6 +14,7 @@ from offrl.datasets.cards import BINS, card, card_text
 from offrl.datasets.loading import SHIPPED, load_dataset, shipped_names
 from offrl.datasets.offline import OfflineDataset, Spec
 from offrl.datasets.packing import pack, write_with_card
+from offrl.datasets.staged import latest
 from offrl.errors import DataError
 
 NAMES = shipped_names()
@@ -55,7 +56,11 @@ def test_it_is_the_replay_up_to_the_first_medium_evaluation(name: str) -> None:
     assert score >= target and steps >= least
     assert all(earlier < target or at < least for at, earlier in before)
     left = steps - dataset.num_steps
-    assert 0 <= left < 1_000 and made["left_out"].startswith(f"{left} steps")
+    assert made["left_out"].startswith(f"{left} steps")
+    if "capacity" in made:
+        assert 0 <= made["capacity"] - dataset.num_steps < 2 * 1_000
+        return
+    assert 0 <= left < 1_000
     # The first thousand actions are uniform, before SAC has a gradient.
     first = dataset.action[: made["first_random_steps"]]
     assert first.std() == pytest.approx(1 / np.sqrt(3), abs=0.02)
@@ -121,7 +126,20 @@ def test_minari_reads_it(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     env.close()
 
 
-# Packing
+# Making
+
+
+def test_a_buffer_holds_the_latest_whole_episodes() -> None:
+    episodes = [{"reward": np.full(steps, steps)} for steps in (5, 2, 4, 3)]
+
+    def held(capacity: int) -> list[int]:
+        return [len(e["reward"]) for e in latest(episodes, capacity)]
+
+    assert [held(n) for n in (3, 6, 7, 9, 13, 14)] == [
+        [3], [3], [4, 3], [2, 4, 3], [2, 4, 3], [5, 2, 4, 3]
+    ]  # fmt: skip
+    with pytest.raises(DataError, match="no episode fits a buffer of 2 steps; the last has 3"):
+        latest(episodes, 2)
 
 
 def _dataset() -> OfflineDataset:
