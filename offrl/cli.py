@@ -12,7 +12,7 @@ COMMANDS = {
     "evaluate": ("offrl.evaluation_cli", "play a trained policy and report its return"),
     "plot": ("offrl.plotting_cli", "draw learning curves of runs"),
     "data": ("offrl.datasets.commands", "list, describe, import or collect datasets"),
-    "demo": ("offrl.demo", "train, evaluate and plot two agents on a shipped dataset"),
+    "demo": ("offrl.demo_cli", "train, evaluate and plot two agents on a shipped dataset"),
 }
 
 
