@@ -49,6 +49,7 @@ class Case:
     reach: Mapping[str, frozenset[str]]
     # One whose first critics or advantages have both signs, and either critic is the smaller.
     seed: int = 71
+    beside: tuple[int, ...] = ()  # seeds of learners stacked with it; it is the last
     expected: list[Trained] = field(default_factory=list, compare=False)  # one, once worked out
 
     @property
@@ -75,6 +76,10 @@ CASES = {
     "iql-dropout": Case(
         "iql", {"dropout": 0.3, "actor_schedule": "constant", **EXTRACTION}, IQL_REACH, 88
     ),
+    "bc-stacked": Case("bc", {"lr": LR}, BC_REACH, beside=(5,)),
+    "td3_bc-stacked": Case("td3_bc", {"alpha": 1.5, **TD3}, TD3_REACH, beside=(5,)),
+    "prdc-stacked": Case("prdc", {"alpha": 1.5, "beta": 0.8, **TD3}, TD3_REACH, beside=(5,)),
+    "iql-stacked": Case("iql", EXTRACTION, IQL_REACH, seed=73, beside=(5,)),
 }
 
 
@@ -84,11 +89,12 @@ def data() -> OfflineDataset:
 
 
 def ready(cls: type[Agent], case: Case, dataset: OfflineDataset) -> tuple[Agent, Feed]:
-    agent = cls(dataset.spec, case.config, Learners((case.seed,)))
+    seeds = (*case.beside, case.seed)
+    agent = cls(dataset.spec, case.config, Learners(seeds))
     replay = agent.view(dataset).to(torch.float64)
     agent.to(torch.float64)
     agent.prepare(replay)
-    return agent, Feed(replay, (case.seed,), BATCH, agent.noise(BATCH))
+    return agent, Feed(replay, seeds, BATCH, agent.noise(BATCH))
 
 
 def run(agent: Agent, feed: Feed, count: int) -> list[dict[str, Tensor]]:
@@ -101,18 +107,19 @@ def run(agent: Agent, feed: Feed, count: int) -> list[dict[str, Tensor]]:
 
 
 def networks_of(agent: Agent) -> dict[str, Layers]:
-    """Every network as lists of weights and biases, each member of an ensemble by itself."""
+    """The last learner's networks as lists of weights and biases, each critic by itself."""
     found: dict[str, Layers] = {}
+    learner = (-1,) if agent.learners.shape else ()
     for name, net in agent.named_children():
-        spread = [p.detach() for k, p in net.named_parameters() if k.endswith("log_std")]
-        layers = [p.detach() for k, p in net.named_parameters() if not k.endswith("log_std")]
+        members: dict[str, tuple[int, ...]] = {name: ()}
         if name.startswith("critic"):
-            for k in (0, 1):
-                found[name.replace("critic", f"q{k + 1}")] = [p[k].clone() for p in layers]
-        else:
-            found[name] = [p.clone() for p in layers]
-        if spread:
-            found["log_std"] = [p.clone() for p in spread]
+            members = {"q1": (0,), "q2": (1,)}
+        for short, member in members.items():
+            entries = {k: p.detach()[member + learner] for k, p in net.named_parameters()}
+            key = name.replace("critic", short)
+            found[key] = [p.clone() for k, p in entries.items() if not k.endswith("log_std")]
+            if spread := [p.clone() for k, p in entries.items() if k.endswith("log_std")]:
+                found["log_std"] = spread
     return found
 
 
@@ -184,7 +191,8 @@ def check(name: str, cls: type[Agent] | None = None, count: int = 24) -> None:
     for step, (ours, theirs) in enumerate(zip(run(agent, feed, count), history, strict=True)):
         assert ours.keys() == theirs.keys(), f"metrics of update {step}: {sorted(ours)}"
         for key, value in theirs.items():
-            error = float((ours[key] - value).abs() / (1.0 + value.abs()))
+            assert ours[key].shape == agent.learners.shape, f"{key} of update {step}"
+            error = float((ours[key].flatten()[-1] - value).abs() / (1.0 + value.abs()))
             assert error < METRICS_TOLERANCE, f"{key} of update {step} differs by {error:.1e}"
     found = networks_of(agent)
     assert found.keys() == nets.keys(), sorted(found)

@@ -46,14 +46,34 @@ class Fault:
         return f"{self.where}: {self.old!r} -> {self.new!r}"
 
 
+TD3_STACKED = "td3_bc-stacked prdc-stacked"
+STACKED = f"bc-stacked {TD3_STACKED} iql-stacked"
+
+
 def _faults(where: str, cases: str, *changes: tuple[str, str]) -> list[Fault]:
     return [Fault(where, old, new, tuple(cases.split())) for old, new in changes]
 
 
 def _td3(module: str, cls: str, cases: str) -> list[Fault]:
     """What TD3+BC and PRDC have in common, planted in both files."""
-    at = f"agents.{module}.{cls}"
+    at, stacked = f"agents.{module}.{cls}", f"{module}-stacked"
     return [
+        # A mean over all axes, which mixes learners.
+        *_faults(
+            f"{at}.critic_loss",
+            stacked,
+            ("td_loss(q, target).mean(-1)", "td_loss(q, target).mean()"),
+            ("q[0].mean(-1)", "q[0].mean()"),
+            ("target.mean(-1)}", "target.mean()}"),
+            ("amin(0)", "amin((0, 1)).expand_as(batch.reward)"),
+        ),
+        *_faults(
+            f"{at}.actor_loss",
+            stacked,
+            ("self.config.alpha) * q.mean(-1)", "self.config.alpha) * q.mean()"),
+            (".mean(-1)\n        q_loss", ".mean()\n        q_loss"),
+            ("[0]", "[:, 0]"),
+        ),
         *_faults(
             f"{at}.__init__",
             cases,
@@ -251,9 +271,13 @@ def _shared(td3: str, iql: str, bc: str) -> list[Fault]:
         *_faults(
             "agent.Agent._gradient",
             f"{values} {bc}",
-            ("objective(*args)", "objective(*args[:-1], args[-1])[::1]; loss = 0.0 * loss"),
-            ("parameters)\n", "parameters); gradients = [g.sign() for g in gradients]\n"),
+            ("loss.sum()", "(0.0 * loss).sum()"),
+            ("loss.sum()", "-loss.sum()"),
+            ("v.detach()", "0.0 * v.detach()"),
         ),
+        *_faults("agent.Agent._gradient", STACKED, ("loss.sum()", "loss.mean()")),
+        *_faults("regularizers.q_scale", TD3_STACKED, (".mean(-1)", ".mean()")),
+        *_faults("losses.action_error", "bc-stacked", (".mean(-1)", ".mean(0)")),
         *_faults(
             "networks.MLP.forward",
             "iql-dropout",
@@ -355,6 +379,24 @@ PRDC_FAULTS = [
 
 _IQL_ALL = "iql iql-dropout"
 IQL_FAULTS = [
+    *_faults(
+        "agents.iql.IQL.value_loss",
+        "iql-stacked",
+        (").mean(-1)\n", ").mean()\n"),
+        ("value.mean(-1)", "value.mean()"),
+    ),
+    *_faults(
+        "agents.iql.IQL.actor_loss",
+        "iql-stacked",
+        ("(weight * log_prob).mean(-1)", "(weight * log_prob).mean()"),
+        ("advantage.mean(-1)", "advantage.mean()"),
+    ),
+    *_faults(
+        "agents.iql.IQL.critic_loss",
+        "iql-stacked",
+        ("td_loss(q, target).mean(-1)", "td_loss(q, target).mean()"),
+        ("q[0].mean(-1)", "q[:, 0].mean(-1)"),
+    ),
     *_faults(
         "agents.iql.IQL.__init__",
         _IQL_ALL,

@@ -189,23 +189,23 @@ COIN = {**IQL, "lr": 1e-2, "polyak": 0.2, "beta": 1.0}
 def test_iqls_value_is_the_expectile(expectile: float) -> None:
     # Of {0, 1} in equal parts the tau-expectile v has tau (1 - v) = (1 - tau) v, so v = tau.
     learner: Any = fit("iql", coin(), {**COIN, "expectile": expectile}, 300)
-    assert learner.value(column(1.0)).item() == pytest.approx(expectile, abs=0.05)
+    assert learner.value(column(1.0)).item() == pytest.approx(expectile, abs=0.1)
     flipped = Fault("losses.expectile_loss", "(diff < 0)", "(diff > 0)", ())
     broken: Any = fit("iql", coin(), {**COIN, "expectile": expectile}, 300, fault=flipped)
-    assert broken.value(column(1.0)).item() == pytest.approx(1 - expectile, abs=0.05)
+    assert broken.value(column(1.0)).item() == pytest.approx(1 - expectile, abs=0.1)
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0])
 def test_iqls_policy_is_the_weighted_mean(beta: float) -> None:
     # The weights of 1 and -1 are as e^beta to 1, so their mean is (e^beta - 1) / (e^beta + 1).
     learner = fit("iql", coin(), {**COIN, "beta": beta}, 400)
-    assert action_at(learner, 1.0) == pytest.approx(math.tanh(beta / 2), abs=0.06)
+    assert action_at(learner, 1.0) == pytest.approx(math.tanh(beta / 2), abs=0.12)
 
 
 def test_an_advantage_of_the_wrong_sign_is_seen() -> None:
     fault = Fault("regularizers.advantage_weight", "(beta * advantage)", "(-beta * advantage)", ())
     learner = fit("iql", coin(), COIN, 400, fault=fault)
-    assert action_at(learner, 1.0) == pytest.approx(-math.tanh(0.5), abs=0.06)
+    assert action_at(learner, 1.0) == pytest.approx(-math.tanh(0.5), abs=0.12)
 
 
 # -- limits of TD3+BC and PRDC --------------------------------------------------------------------
