@@ -242,7 +242,8 @@ class GaussianActor(nn.Module):
     def sample(
         self, obs: Float[Tensor, "*seed batch obs"], noise: Float[Tensor, "*seed batch act"]
     ) -> Float[Tensor, "*seed batch act"]:
-        return (self.mode(obs) + self.spread() * noise).clamp(-1.0, 1.0)
+        action: Tensor = (self.mode(obs) + self.spread() * noise).clamp(-1.0, 1.0)
+        return action
 
     def spec(self) -> dict[str, Any]:
         return _actor_spec(self, self.net)
