@@ -67,7 +67,6 @@ def pack(folder: Path) -> int:
             h5py.File(path) as old,
             h5py.File(partial, "w", libver=("v110", "v110"), track_order=True) as new,
         ):
-            new.attrs.update(old.attrs)
             for key in old:
                 _copy(old[key], new.create_group(key, track_times=False))
         os.replace(partial, path)

@@ -111,7 +111,8 @@ def collect_sac(
     log["finished"] = False
     done = run.staging.steps()
     if done:
-        log["resumed_at"].append(done)
+        # The episode that was open at the last evaluation is not on disk, but its steps were made.
+        log["resumed_at"].append(max(done, evaluated))
 
     env = Recorder(make(config.env_id), run.staging)
     model = SAC(

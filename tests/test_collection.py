@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import tiny_env
@@ -73,7 +74,7 @@ def test_staging_keeps_finished_episodes_in_order(tmp_path: Path) -> None:
     staging = Staging(tmp_path / "e")
     for steps in (3, 5):
         staging.append(_episode(steps))
-    (tmp_path / "e" / "episode_000002.tmp").write_bytes(b"half an episode")
+    (tmp_path / "e" / "episode_000007.tmp").write_bytes(b"half an episode")
     again = Staging(tmp_path / "e")
     again.append(_episode(7))
     assert [len(e["reward"]) for e in Staging(tmp_path / "e")] == [3, 5, 7]
@@ -106,6 +107,18 @@ def test_recorder_keeps_what_the_environment_received_and_returned(tmp_path: Pat
     assert np.array_equal(episode["obs"], np.array(seen))
     assert np.array_equal(episode["reward"], np.array(rewards))
     assert np.array_equal(episode["action"], np.full((len(rewards), 1), 2.0, np.float32))
+    assert bool(episode["terminated"]) and not bool(episode["truncated"])
+
+
+def test_an_end_at_the_time_limit_is_an_end(tmp_path: Path) -> None:
+    env = Recorder(gymnasium.wrappers.TimeLimit(Drift(), 3), Staging(tmp_path))
+    env.reset(seed=0)
+    inside: Any = env.unwrapped
+    for x in (0.0, 0.0, 0.9):  # in the third step beyond 1, and at the limit
+        inside.x = x
+        _, _, terminated, truncated, _ = env.step(np.array([2.0], np.float32))
+    assert terminated and truncated
+    (episode,) = list(env.staging)
     assert bool(episode["terminated"]) and not bool(episode["truncated"])
 
 
@@ -175,7 +188,18 @@ def test_a_policy_directory_is_rolled_out_and_checked(tmp_path: Path) -> None:
 # SAC
 
 
-def test_a_killed_sac_keeps_its_episodes_and_goes_on(tmp_path: Path) -> None:
+def test_a_killed_sac_keeps_its_episodes_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+    learn = Learner.learn
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        held.append(self.replay_buffer.size())
+        return learn(self, *args, **kwargs)
+
+    monkeypatch.setattr(Learner, "learn", watched)
+
     def die(steps: int) -> None:
         if steps == 70:
             raise Killed
@@ -191,6 +215,7 @@ def test_a_killed_sac_keeps_its_episodes_and_goes_on(tmp_path: Path) -> None:
     assert {name: after[name] for name in before} == before and len(after) > len(before)
     assert (seen[0], seen[-1]) == (staged + 1, 120)
     assert log["resumed_at"] == [staged] and log["finished"]
+    assert held == [0, staged]
     assert [steps for steps, _ in log["evaluations"]] == [40, 80, 120]
     assert all(run.actor(steps).exists() for steps in (40, 80, 120))
     assert collect_sac(SAC, tmp_path, on_step=seen.append) == log and seen[-1] == 120
@@ -306,6 +331,8 @@ def test_medium_replay_is_the_run_up_to_its_evaluation(tmp_path: Path) -> None:
     )
     assert np.array_equal(again.rows, dataset.rows)
     assert again.provenance["evaluations"] == made["evaluations"]
+    assert (made["resumed_at_steps"], again.provenance["resumed_at_steps"]) == ([], [])
+    assert len(full.provenance["resumed_at_steps"]) == 1
 
 
 def test_medium_expert_is_half_of_each(tmp_path: Path) -> None:
@@ -324,6 +351,7 @@ def test_medium_expert_is_half_of_each(tmp_path: Path) -> None:
     )  # fmt: skip
     assert np.array_equal(both.rows, np.concatenate([medium.rows, expert.rows]))
     assert medium.provenance["policies"]["medium"] == policies["medium"]
+    assert not np.array_equal(medium.obs[0], expert.obs[0])  # each has starts of its own
 
 
 def test_sac_that_falls_short_says_by_how_much_and_goes_on(tmp_path: Path) -> None:
@@ -335,6 +363,10 @@ def test_sac_that_falls_short_says_by_how_much_and_goes_on(tmp_path: Path) -> No
         collect(_request(tmp_path, quality="medium", target_return=1e6, sac_steps=80))
     log = json.loads((short.staging / "sac" / "sac.json").read_text())
     assert [steps for steps, _ in log["evaluations"]] == [40, 80]
+    log["evaluations"] = [[40, 3.25], [80, 1.0]]
+    (short.staging / "sac" / "sac.json").write_text(json.dumps(log))
+    with pytest.raises(DataError, match=r"its best evaluation was 3\.2, below 1000000\.0"):
+        collect(_request(tmp_path, quality="medium", target_return=1e6, sac_steps=80))
 
 
 def test_the_rules_of_d4rl() -> None:

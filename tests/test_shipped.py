@@ -173,6 +173,7 @@ def test_packing_loses_nothing(tmp_path: Path) -> None:
             for column in a[key]:
                 assert a[key][column].dtype == b[key][column].dtype
                 assert b[key][column].compression == "gzip"
+                assert b[key][column].shuffle == (b[key][column].dtype.itemsize > 1)
     assert pack(tmp_path / "packed") == files[1].stat().st_size  # again: the same
 
 
