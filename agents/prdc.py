@@ -135,6 +135,10 @@ class PRDC(Agent):
         loss, metrics = self.critic_loss(batch, torch.zeros_like(batch.action))
         return {**super().validate(batch), "td_error": loss, "q": metrics["q_data"]}
 
+    def fingerprints(self) -> dict[str, str]:
+        lists = self.nearest.fingerprint()
+        return {} if lists is None else {"nearest": lists}
+
     def performance(self) -> dict[str, float]:
         return self.nearest.statistics()
 

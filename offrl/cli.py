@@ -1,5 +1,6 @@
 """The command line. Each command's module is imported when the command is used, not before."""
 
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -46,6 +47,10 @@ def main(argv: list[str] | None = None) -> int:
     except OffrlError as error:
         print(f"offrl: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        # The reader of our output, `head` for instance, has gone; Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("offrl: interrupted", file=sys.stderr)
         return 130

@@ -34,7 +34,8 @@ class DataConfig:
     out_of_bounds: Literal["refuse", "clip", "keep"] = (
         "refuse"  # refuse, clip or keep actions outside the stated bounds
     )
-    time_limit: int | None = None  # steps; terminals exactly there become truncations
+    time_limit: int | Literal["keep"] | None = None  # steps: terminals there are truncations
+    data_dir: str | None = None  # folder to look for named datasets in first
     validation: float | None = None  # share of episodes held out; 0.1 without an environment
     split_seed: int = 0  # of the episodes held out
 
@@ -128,7 +129,10 @@ def plan(
     if not isinstance(dataset, OfflineDataset):
         source = str(dataset)
         dataset = load_dataset(
-            dataset, out_of_bounds=data.out_of_bounds, time_limit=data.time_limit
+            dataset,
+            out_of_bounds=data.out_of_bounds,
+            time_limit=data.time_limit,
+            data_dir=data.data_dir,
         )
     env = dataset.env_id if env == "auto" else None if env == NO_ENV else env
     if env is None and data.validation is None:
@@ -166,7 +170,8 @@ def train(
     resume: str | Path | None = None,
     validation: float | None = None,
     out_of_bounds: Literal["refuse", "clip", "keep"] = "refuse",
-    time_limit: int | None = None,
+    time_limit: int | Literal["keep"] | None = None,
+    data_dir: str | None = None,
     callbacks: Sequence[Callback] = (),
     **settings: Any,
 ) -> Run:
@@ -183,7 +188,7 @@ def train(
         return resume_run(Path(resume), dataset=given, env=env, callbacks=callbacks)
     if dataset is None:
         raise ConfigError("no dataset was given: pass a name, a path or an OfflineDataset")
-    data = DataConfig(out_of_bounds, time_limit, validation)
+    data = DataConfig(out_of_bounds, time_limit, data_dir, validation)
     return start_run(plan(agent, dataset, env, recipe, data, settings), out, callbacks)
 
 

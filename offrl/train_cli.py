@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tyro
 
@@ -33,10 +33,6 @@ class RunArguments:
     env: str = "auto"  # Gymnasium id; auto is the one that the dataset names; none
     recipe: str = "auto"  # the paper's settings by environment family, a family's name, or none
     out: str | None = None  # new folder of the run; runs/... by default
-    out_of_bounds: Literal["refuse", "clip", "keep"] = "refuse"  # actions outside their bounds
-    time_limit: int | None = None  # steps; terminals exactly there become truncations
-    validation: float | None = None  # share of episodes held out; 0.1 without an environment
-    split_seed: int = 0  # of the episodes held out
     wandb: str | None = None  # project on Weights & Biases to log to as well
 
 
@@ -61,12 +57,11 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"no agent was named: --agent is one of {', '.join(AGENTS)}")
 
     _, _, defaults = find_agent(chosen.agent)
-    run, _, _ = _parse(argv, TrainConfig(), defaults)
-    data = DataConfig(run.out_of_bounds, run.time_limit, run.validation, run.split_seed)
+    run, data, _, _ = _parse(argv, TrainConfig(), defaults)
     resolved = plan(run.agent, run.dataset, run.env, run.recipe, data)
     # Parsed again with the recipe's values as the defaults, so that a flag overrides them even
     # where it states the value that the class has.
-    _, train, agent_config = _parse(argv, resolved.train, resolved.agent_config)
+    _, _, train, agent_config = _parse(argv, resolved.train, resolved.agent_config)
     resolved = replace(resolved, train=train, agent_config=agent_config)
     _announce(resolved)
     callbacks: list[Callback] = []
@@ -80,12 +75,13 @@ def main(argv: list[str]) -> int:
 
 def _parse(
     argv: list[str], train: TrainConfig, agent: Any
-) -> tuple[RunArguments, TrainConfig, Any]:
+) -> tuple[RunArguments, DataConfig, TrainConfig, Any]:
     """All settings in one flat namespace; `train` and `agent` hold the defaults."""
     flat = make_dataclass(
         "Settings",
         [
             ("run", RunArguments),
+            ("data", DataConfig, field(default=DataConfig())),
             ("train", TrainConfig, field(default=train)),
             ("agent_config", type(agent), field(default=agent)),
         ],
@@ -97,7 +93,7 @@ def _parse(
         prog="offrl train",
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    return parsed.run, parsed.train, parsed.agent_config
+    return parsed.run, parsed.data, parsed.train, parsed.agent_config
 
 
 def _announce(plan: Plan) -> None:

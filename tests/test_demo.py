@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from offrl.cli import main
 from offrl.files import read_json
 
