@@ -54,8 +54,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.server.cut is not None:
             body, self.server.cut = body[: self.server.cut], None
+        self.server.sent += len(body)  # before the client can have it all and look
         self.wfile.write(body)
-        self.server.sent += len(body)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Silent."""
