@@ -34,8 +34,8 @@ def test_the_python_examples_run(
     blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     names: dict[str, object] = {}
     exec(compile(_shortened("\n".join(blocks)), "README.md", "exec"), names)
-    assert names["action"].shape == (3,)
-    assert names["actions"].shape == (5, 3)
+    assert names["action"].shape == (6,)
+    assert names["actions"].shape == (5, 6)
     assert capsys.readouterr().out
 
 
