@@ -22,6 +22,7 @@ from offrl.datasets.staging import Recorder, Staging
 from offrl.envs import make
 from offrl.errors import ConfigError, RunError
 from offrl.files import read_json, write_json
+from offrl.optim import products_in
 
 FIXED = ("env_id", "seed", "eval_every", "eval_episodes", "learning_starts")
 
@@ -38,6 +39,7 @@ class SACConfig:
     eval_every: int = 5_000
     eval_episodes: int = 10
     learning_starts: int = 1_000  # uniform random actions before the first gradient step
+    matmul: str = "float32"  # or bfloat16: to which products' factors are rounded
 
 
 class SACRun:
@@ -152,7 +154,8 @@ def collect_sac(
     # The log first: without it, what a killed run leaves could not be told from another's.
     write_json(run.log_path, log)
     if done < config.max_steps:
-        model.learn(config.max_steps - done, callback=Watch())
+        with products_in(config.matmul):
+            model.learn(config.max_steps - done, callback=Watch())
     else:
         assess(done)  # killed between the last step and its evaluation
     env.close()
