@@ -16,6 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from offrl.arguments import Parser
 from offrl.datasets.offline import OfflineDataset, Spec
 from offrl.datasets.packing import write_with_card
 from offrl.datasets.qualities import (
@@ -314,7 +315,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         for name, rule in RULES.items()
     ]
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "offrl data collect",
         description=(
             "Make a dataset with soft actor-critic (SAC, of stable-baselines3) or a saved policy."

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
+from offrl.arguments import Parser
 from offrl.datasets.columns import Columns
 from offrl.datasets.loading import SHIPPED, load_dataset, local_sets, shipped_names
 from offrl.datasets.names import named_sets
@@ -34,7 +35,10 @@ def main(argv: list[str]) -> int:
         print(usage)
         return 0 if argv else 2
     if argv[0] not in commands:
-        raise ConfigError(f"unknown command 'data {argv[0]}'{near(argv[0], commands)}\n{usage}")
+        raise ConfigError(
+            f"there is no command 'data {argv[0]}'{near(argv[0], commands) or ';'} offrl data has "
+            f"{', '.join(commands)}"
+        )
     return commands[argv[0]](argv[1:])
 
 
@@ -100,7 +104,7 @@ def _time_limit(text: str) -> int | str:
 
 
 def _list(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser("offrl data list", description="Names of datasets.")
+    parser = Parser("offrl data list", description="Names of datasets.")
     parser.add_argument("match", nargs="?", default="", help="only names that contain this")
     parser.add_argument("--data-dir", metavar="DIR", help="local folder (default $OFFRL_DATASETS)")
     parser.add_argument("--cache", metavar="DIR", help="downloads (default ~/.cache/offrl)")
@@ -133,7 +137,7 @@ def _shipped_env(name: str) -> str:
 
 
 def _info(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "offrl data info", description="What a dataset holds, and what may be wrong with it."
     )
     add_data_arguments(parser)
@@ -151,7 +155,7 @@ def _info(argv: list[str]) -> int:
 
 
 def _import(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "offrl data import",
         description="Write any readable dataset as a Minari dataset, which every later command, "
         "and minari itself, reads.",

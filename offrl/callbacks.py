@@ -14,8 +14,10 @@ class Callback:
     def on_log(self, step: int, folder: Path, values: Mapping[str, float]) -> None:
         """Training metrics were logged, means since the last log."""
 
-    def on_evaluation(self, step: int, folder: Path, evaluation: "Evaluation") -> None:
-        """A learner was evaluated in its environment."""
+    def on_evaluation(
+        self, step: int, folder: Path, values: Mapping[str, float], evaluation: "Evaluation | None"
+    ) -> None:
+        """A learner was evaluated: `values` by name; every episode, with an environment."""
 
     def on_checkpoint(self, step: int, folder: Path) -> None:
         """A learner's checkpoint is complete on disk."""

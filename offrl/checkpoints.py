@@ -98,7 +98,8 @@ def save(
             ) from None
     for folder in folders:
         for old in steps_in(folder)[:-keep]:
-            shutil.rmtree(folder / f"step-{old:09d}")
+            # One that cannot be removed does no harm, and is tried again at the next checkpoint.
+            shutil.rmtree(folder / f"step-{old:09d}", ignore_errors=True)
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -112,10 +113,16 @@ def latest_common_step(folders: Sequence[Path]) -> int:
     """The newest step at which every learner has a checkpoint.
 
     A kill while several learners are being written leaves some of them one checkpoint ahead.
+    Raises RunError where there is none.
     """
-    common = set(steps_in(folders[0])).intersection(*(steps_in(f) for f in folders[1:]))
+    found = [set(steps_in(folder)) for folder in folders]
+    common = set.intersection(*found)
     if not common:
-        raise RunError(f"{folders[0]} holds no complete checkpoint; start the run again")
+        empty = [f"{f} has none" for f, steps in zip(folders, found, strict=True) if not steps]
+        raise RunError(
+            f"the learners have no checkpoint in common{': ' + empty[0] if empty else ''}; restore "
+            "the missing ones, or start the run again"
+        )
     return max(common)
 
 
@@ -128,9 +135,11 @@ def load(folders: Sequence[Path], step: int, entries: Mapping[str, Entry]) -> li
     for folder in folders:
         path = folder / f"step-{step:09d}"
         state = read_json(path / "state.json")
-        if state.get("format") != FORMAT:
+        if not isinstance(state, dict) or "format" not in state:
+            raise RunError(f"{path / 'state.json'} is damaged: it is not the state of a learner")
+        if state["format"] != FORMAT:
             raise RunError(
-                f"{path} has checkpoint format {state.get('format')!r}; this version reads {FORMAT}"
+                f"{path} has checkpoint format {state['format']!r}; this version reads {FORMAT}"
             )
         try:
             loaded.append(load_file(path / "state.safetensors"))

@@ -1,5 +1,6 @@
 """Validation of settings, in one form."""
 
+from dataclasses import fields
 from typing import Any
 
 from offrl.errors import ConfigError
@@ -12,6 +13,8 @@ def check_intervals(config: Any, **intervals: str) -> None:
     """
     for field, interval in intervals.items():
         value = getattr(config, field)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"{type(config).__name__}.{field} is {value!r}; it must be a number")
         low, high = (float(x) for x in interval[1:-1].split(","))
         above = value >= low if interval[0] == "[" else value > low
         below = value <= high if interval[-1] == "]" else value < high
@@ -28,3 +31,26 @@ def check_choice(config: Any, field: str, choices: tuple[str, ...]) -> None:
         raise ConfigError(
             f"{type(config).__name__}.{field} is {value!r}; it must be one of {list(choices)}"
         )
+
+
+def check_types(config: Any) -> None:
+    """Raise ConfigError unless each field that is declared a plain number, text or choice is one.
+
+    A parser of the command line has made sure of it; values from Python or from a file may be
+    anything. An integer stands for a float.
+    """
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.type in (int, float, bool, str):
+            kind = (int, float) if field.type is float else field.type
+            fits = isinstance(value, kind) and (field.type is bool or not isinstance(value, bool))
+            expected = field.type.__name__
+        elif field.type == tuple[int, ...]:
+            fits = isinstance(value, tuple) and all(type(v) is int for v in value)
+            expected = "a sequence of int"
+        else:
+            continue
+        if not fits:
+            raise ConfigError(
+                f"{type(config).__name__}.{field.name} is {value!r}; it must be {expected}"
+            )

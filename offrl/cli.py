@@ -47,10 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     except OffrlError as error:
         print(f"offrl: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:
-        # The reader of our output, `head` for instance, has gone; Python would complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except MemoryError as error:
+        print(f"offrl: not enough memory ({str(error) or 'none left'})", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("offrl: interrupted", file=sys.stderr)
         return 130
@@ -58,4 +57,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def entry() -> None:
     """The console script."""
-    sys.exit(main())
+    # A user's agent or environment, `package.module:Name`, may stand in the working directory;
+    # last, so that nothing there takes the place of an installed package.
+    sys.path.append(os.getcwd())
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of our output, `head` for instance, has gone; Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)

@@ -1,8 +1,8 @@
 """`offrl demo`: train two agents on a shipped dataset, play both, draw their curves."""
 
-import argparse
 from pathlib import Path
 
+from offrl.arguments import Parser
 from offrl.errors import RunError
 from offrl.evaluation import Evaluation, evaluate
 from offrl.experiment import Plan, Run, plan, resume_run, start_run
@@ -15,7 +15,7 @@ AGENTS = ("bc", "prdc")
 
 def main(argv: list[str]) -> int:
     """Run `offrl demo`."""
-    parser = argparse.ArgumentParser(prog="offrl demo", description=__doc__)
+    parser = Parser(prog="offrl demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder; continued if begun")
     parser.add_argument("--dataset", default="halfcheetah-medium-replay", help="a shipped dataset")
     parser.add_argument("--steps", type=int, default=40_000, help="updates of each agent")

@@ -1,30 +1,41 @@
 """From names to a run: finds the agent, the data, the recipe and the environment, then trains."""
 
-import platform
-import subprocess
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 import offrl
 from offrl.agent import Agent
+from offrl.agents import AGENTS
 from offrl.callbacks import Callback
-from offrl.datasets.loading import load_dataset
+from offrl.checks import check_types
+from offrl.datasets.loading import SHIPPED, load_dataset, locate
+from offrl.datasets.names import named_sets
 from offrl.datasets.offline import OfflineDataset, Reference
 from offrl.envs.making import make, spaces_match
 from offrl.envs.references import families, reference_for
 from offrl.errors import ConfigError, RunError, near
-from offrl.files import read_json, write_json
+from offrl.files import new_folder, read_json, write_json
 from offrl.networks import Learners
 from offrl.policy import Policy
 from offrl.registry import find_agent, find_recipe
 from offrl.training import TrainConfig, Trainer
+from offrl.versions import source_commit, versions
 
+DataLike = str | os.PathLike[str] | Mapping[str, Any] | OfflineDataset
 EnvLike = str | Callable[..., Any] | None
 NO_ENV = "none"
 VALIDATION_WITHOUT_ENV = 0.1
+RUN_SETTINGS = {"agent", "dataset", "env", "recipe", "out", "wandb", "resume", "callbacks"}
+RECORDED = {
+    **{"agent": str, "recipe": str, "env_is_callable": bool},
+    **dict.fromkeys(("agent_config", "recipe_values", "train", "data", "dataset"), dict),
+}
 
 
 @dataclass(frozen=True)
@@ -68,16 +79,18 @@ class Plan:
     train: TrainConfig
     data: DataConfig
     dataset: OfflineDataset
-    source: str | None  # how the dataset was named; None for one passed as an object
+    source: str | None  # the dataset's name or absolute path; None for one passed as an object
     env: EnvLike
     recipe: str
     recipe_values: Mapping[str, Any]
 
     @property
     def reference(self) -> Reference | None:
-        if self.dataset.reference is not None:
-            return self.dataset.reference
-        return reference_for(self.env) if isinstance(self.env, str) else None
+        """Of the environment played in: the dataset's own, unless another was asked for."""
+        own = self.dataset.reference
+        if isinstance(self.env, str) and (own is None or self.env != self.dataset.env_id):
+            return reference_for(self.env)
+        return own
 
     def record(self) -> dict[str, Any]:
         """What is stored as config.json."""
@@ -113,7 +126,7 @@ class Plan:
 
 def plan(
     agent: str | type[Agent],
-    dataset: str | Path | OfflineDataset,
+    dataset: DataLike,
     env: EnvLike = "auto",
     recipe: str = "auto",
     data: DataConfig | None = None,
@@ -121,19 +134,23 @@ def plan(
 ) -> Plan:
     """Resolve every name; `settings` are fields of the trainer's and the agent's configs.
 
-    The order of precedence is: the class's defaults, the recipe, then `settings`.
+    Precedence, from the lowest: the class's defaults, the recipe, `settings`. Raises OffrlError
+    for a name, a dataset or a setting that cannot be used.
     """
     name, cls, defaults = find_agent(agent)
     data = data or DataConfig()
+    if data.data_dir is not None:
+        data = replace(data, data_dir=os.path.abspath(data.data_dir))
     source = None
     if not isinstance(dataset, OfflineDataset):
-        source = str(dataset)
+        asked = dataset
         dataset = load_dataset(
-            dataset,
+            asked,
             out_of_bounds=data.out_of_bounds,
             time_limit=data.time_limit,
             data_dir=data.data_dir,
         )
+        source = None if isinstance(asked, Mapping) else _lasting(asked, data.data_dir)
     env = dataset.env_id if env == "auto" else None if env == NO_ENV else env
     if env is None and data.validation is None:
         data = replace(data, validation=VALIDATION_WITHOUT_ENV)
@@ -143,12 +160,31 @@ def plan(
     return Plan(name, cls, agent_config, train, data, dataset, source, env, recipe, values)
 
 
+def _lasting(asked: str | os.PathLike[str], data_dir: str | None) -> str:
+    """A dataset's name, or its path in the form that holds in every working directory."""
+    text = os.fspath(asked)
+    if text in named_sets():
+        return text
+    path, _ = locate(text, download=False, data_dir=data_dir)
+    return text if path is None or path.parent == SHIPPED else os.path.abspath(path)
+
+
+def check_names(agent_config: Any) -> None:
+    """Raise ConfigError where an agent's setting has the name of one that every run has."""
+    taken = {f.name for part in (TrainConfig, DataConfig) for f in fields(part)} | RUN_SETTINGS
+    for field in fields(agent_config):
+        if field.name in taken:
+            raise ConfigError(
+                f"{type(agent_config).__name__}.{field.name} has the name of a setting that every "
+                "run has; rename it"
+            )
+
+
 def configure(
     train: TrainConfig, agent: Any, settings: Mapping[str, Any]
 ) -> tuple[TrainConfig, Any]:
-    """Both configs with these settings; ConfigError for a name that neither has."""
-    if not is_dataclass(agent) or isinstance(agent, type):
-        raise ConfigError(f"an agent's settings must be a dataclass, not {agent!r}")
+    """Both configs with these settings; ConfigError for an unknown name or a wrong type."""
+    check_names(agent)
     known = {f.name: "train" for f in fields(train)} | {f.name: "agent" for f in fields(agent)}
     parts: dict[str, dict[str, Any]] = {"train": {}, "agent": {}}
     for key, value in settings.items():
@@ -156,19 +192,24 @@ def configure(
             raise ConfigError(
                 f"{type(agent).__name__} and TrainConfig have no setting {key!r}{near(key, known)}"
             )
+        value = value.item() if isinstance(value, np.generic) else value
         parts[known[key]][key] = tuple(value) if isinstance(value, list) else value
-    return replace(train, **parts["train"]), replace(agent, **parts["agent"])
+    configs = replace(train, **parts["train"]), replace(agent, **parts["agent"])
+    for config in configs:
+        check_types(config)
+    return configs
 
 
 def train(
-    agent: str | type[Agent] = "td3_bc",
-    dataset: str | Path | OfflineDataset | None = None,
+    agent: str | type[Agent] | None = None,
+    dataset: DataLike | None = None,
     *,
     env: EnvLike = "auto",
     out: str | Path | None = None,
     recipe: str = "auto",
     resume: str | Path | None = None,
     validation: float | None = None,
+    split_seed: int = 0,
     out_of_bounds: Literal["refuse", "clip", "keep"] = "refuse",
     time_limit: int | Literal["keep"] | None = None,
     data_dir: str | None = None,
@@ -177,77 +218,120 @@ def train(
 ) -> Run:
     """Train an agent on logged data.
 
-    `agent` is a name, `package.module:Class`, or a subclass of `Agent`; `dataset` a name, a path
-    or an `OfflineDataset`; `env` a Gymnasium id, a function that makes the environment, 'auto'
-    (the one that the dataset names) or None. `settings` are fields of `TrainConfig` (steps, seed,
-    seeds, ...) and of the agent's config. `resume` continues the run in that folder.
-    Raises OffrlError, before anything is written, for what cannot work.
+    `agent` is a name, `package.module:Class`, or a subclass of `Agent`; `dataset` a name, a path,
+    D4RL's dictionary of arrays, or an `OfflineDataset`; `env` a Gymnasium id, a function that makes
+    the environment, 'auto' (the one that the dataset names) or None. `settings` are fields of
+    `TrainConfig` (steps, seed, seeds, ...) and of the agent's config.
+
+    `resume` continues the run in that folder with the settings that it began with; agent, dataset
+    and env are given again only where they were passed as objects. Raises OffrlError, before
+    anything is written, for what cannot work.
     """
+    data = DataConfig(out_of_bounds, time_limit, data_dir, validation, split_seed)
     if resume is not None:
-        given = None if dataset is None else dataset
-        return resume_run(Path(resume), dataset=given, env=env, callbacks=callbacks)
+        if settings or out is not None or recipe != "auto" or data != DataConfig():
+            raise ConfigError(
+                "resume takes no other setting: a run goes on with those that it began with"
+            )
+        return resume_run(Path(resume), agent=agent, dataset=dataset, env=env, callbacks=callbacks)
+    if agent is None:
+        raise ConfigError(f"no agent was given: pass one of {', '.join(AGENTS)}, or a class")
     if dataset is None:
         raise ConfigError("no dataset was given: pass a name, a path or an OfflineDataset")
-    data = DataConfig(out_of_bounds, time_limit, data_dir, validation)
     return start_run(plan(agent, dataset, env, recipe, data, settings), out, callbacks)
 
 
 def start_run(plan: Plan, out: str | Path | None = None, callbacks: Sequence[Callback] = ()) -> Run:
-    """Train from the first step in a new folder."""
+    """Train from the first step in a new folder, which stays only if a step was taken."""
     folder = _free_folder(plan) if out is None else Path(out)
-    if folder.exists():
+    refuse_existing(folder)
+    folders = learner_folders(folder, plan.train)
+    trainer = _trainer(plan, folders, callbacks)
+    try:
+        with new_folder(folder) as fresh:
+            for path, seed in zip(
+                learner_folders(fresh, plan.train), plan.train.learner_seeds, strict=True
+            ):
+                path.mkdir(exist_ok=True)
+                single = replace(plan, train=replace(plan.train, seed=seed, seeds=1))
+                write_json(path / "config.json", single.record())
+            if len(folders) > 1:
+                write_json(fresh / "config.json", plan.record())
+    except OSError as error:
+        raise RunError(f"the run's folder {folder} cannot be made: {error}") from None
+    try:
+        return _finished(trainer, plan, folders, resume=False)
+    except BaseException:
+        if trainer.step == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raise RunError where something stands in the place of a new run, or nothing can."""
+    try:
+        exists = os.path.lexists(folder)
+    except OSError as error:
+        raise RunError(f"the run's folder {folder} cannot be made: {error}") from None
+    if exists:
         raise RunError(
             f"{folder} exists already and is not overwritten; choose another --out, or continue "
             f"it with --resume {folder}"
         )
-    folders = learner_folders(folder, plan.train)
-    trainer = _trainer(plan, folders, callbacks)
-    try:
-        for path, seed in zip(folders, plan.train.learner_seeds, strict=True):
-            path.mkdir(parents=True)
-            single = replace(plan, train=replace(plan.train, seed=seed, seeds=1))
-            write_json(path / "config.json", single.record())
-        if len(folders) > 1:
-            write_json(folder / "config.json", plan.record())
-    except OSError as error:
-        raise RunError(f"the run's folder {folder} cannot be made: {error}") from None
-    return _finished(trainer, plan, folders, resume=False)
 
 
 def resume_run(
     folder: Path,
     *,
-    dataset: str | Path | OfflineDataset | None = None,
+    agent: str | type[Agent] | None = None,
+    dataset: DataLike | None = None,
     env: EnvLike = "auto",
     callbacks: Sequence[Callback] = (),
 ) -> Run:
     """Continue the run in this folder from its newest checkpoint.
 
-    A dataset or environment that was passed as an object must be passed again.
+    A dataset or environment that was passed as an object must be passed again, and so must an
+    agent whose class cannot be imported. Raises RunError where the folder is not that of a run.
     """
-    if not (folder / "config.json").exists():
-        raise RunError(f"{folder} is not a run: it has no config.json")
-    record = read_json(folder / "config.json")
+    record = _recorded(folder)
     if record["env_is_callable"] and not callable(env):
         raise RunError(
             f"{folder} was evaluated in an environment made by {record['env']}; pass that "
             "function as env="
         )
+    if agent is not None and find_agent(agent)[0] != record["agent"]:
+        raise RunError(f"{folder} is a run of {record['agent']}, not of {find_agent(agent)[0]}")
     if dataset is None:
-        dataset = record["dataset"]["source"]
+        dataset = record["dataset"].get("source")
     if dataset is None:
         raise RunError(f"{folder} was trained on a dataset in memory; pass it as dataset=")
+    try:
+        data = DataConfig(**record["data"])
+    except TypeError as error:
+        raise RunError(f"{folder / 'config.json'} is not of this version: {error}") from None
     resumed = plan(
-        record["agent"],
+        agent or record["agent"],
         dataset,
-        env if callable(env) else record["env"] or NO_ENV,
+        env if callable(env) else record.get("env") or NO_ENV,
         "none",
-        DataConfig(**record["data"]),
+        data,
         {**record["train"], **record["agent_config"]},
     )
     resumed = replace(resumed, recipe=record["recipe"], recipe_values=record["recipe_values"])
     folders = learner_folders(folder, resumed.train)
     return _finished(_trainer(resumed, folders, callbacks), resumed, folders, resume=True)
+
+
+def _recorded(folder: Path) -> Mapping[str, Any]:
+    """The config.json of a run, with every entry that a resumption needs."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise RunError(f"{folder} is not a run: it has no config.json")
+    record = read_json(path)
+    for name, kind in RECORDED.items():
+        if not isinstance(record, dict) or not isinstance(record.get(name), kind):
+            raise RunError(f"{path} is damaged: it has no {name!r} that a run writes")
+    return dict(record)
 
 
 def learner_folders(folder: Path, config: TrainConfig) -> list[Path]:
@@ -294,9 +378,12 @@ def _env_factory(plan: Plan) -> Callable[[], Any] | None:
     try:
         made = factory()
     except ConfigError as error:
-        raise ConfigError(f"{error} To train without evaluations, use --env none") from None
-    spaces_match(made, plan.dataset.spec)
-    made.close()
+        reason = str(error).rstrip(".")
+        raise ConfigError(f"{reason}. To train without evaluations, use --env none") from None
+    try:
+        spaces_match(made, plan.dataset.spec)
+    finally:
+        made.close()
     return factory
 
 
@@ -317,29 +404,3 @@ def _free_folder(plan: Plan) -> Path:
         if not folder.exists():
             return folder
     raise RunError(f"runs/{name} and its successors exist; choose --out")
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that decide the numbers."""
-    found = {"python": platform.python_version(), "offrl": offrl.__version__}
-    for package in ("torch", "numpy", "gymnasium", "mujoco", "minari"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def source_commit() -> str | None:
-    """The commit of the checkout that offrl is imported from, if it is one."""
-    root = Path(offrl.__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        result = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"],
-            capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip()

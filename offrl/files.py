@@ -21,12 +21,16 @@ def cache_folder() -> Path:
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` by this value as JSON, in one step."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("w") as file:
+            json.dump(value, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def read_json(path: Path) -> Any:

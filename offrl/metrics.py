@@ -2,11 +2,13 @@
 
 `metrics.csv` holds what the run computed, and a run that was killed and resumed writes the same
 bytes as one that never stopped. What depends on the machine, such as the rate, goes to
-`performance.csv` and to TensorBoard alone.
+`performance.csv` and to TensorBoard alone; there, too, each step stands once.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,71 +23,116 @@ HEADERS = {
     "evaluations.csv": "step,episode,return,length",
     "performance.csv": "step,name,value",
 }
-RESUMED = ("metrics.csv", "evaluations.csv")  # cut back to a checkpoint's length on resumption
 
 
 class RunLog:
-    """The tables and events of one learner."""
+    """The tables and events of one learner.
+
+    `resume_at` is the step of the checkpoint that a run resumes from; what an earlier process sent
+    to TensorBoard after it is hidden. Raises RunError, here and later, where the folder cannot be
+    written.
+    """
 
     def __init__(self, folder: Path, resume_at: int | None = None) -> None:
-        from torch.utils.tensorboard.writer import SummaryWriter
-
         self.folder = folder
-        try:
-            self._files = {name: (folder / name).open("a") for name in HEADERS}
+        self._open = ExitStack()
+        with self._writable():
+            self._files = {n: self._open.enter_context((folder / n).open("a")) for n in HEADERS}
             for name, file in self._files.items():
                 if file.tell() == 0:
                     file.write(HEADERS[name] + "\n")
-            self._events = SummaryWriter(folder / "tensorboard", purge_step=resume_at)
-        except OSError as error:
-            raise RunError(f"the log of {folder} cannot be written: {error}") from None
+            self._events = Events(folder / "tensorboard", resume_at)
+            self._open.callback(self._events.close)
 
     def table(self, name: str, rows: Iterable[tuple[Any, ...]]) -> None:
-        self._files[name].writelines(",".join(_text(v) for v in row) + "\n" for row in rows)
+        with self._writable():
+            self._files[name].writelines(",".join(_text(v) for v in row) + "\n" for row in rows)
 
     def scalars(self, step: int, values: Mapping[str, float], table: str = "metrics.csv") -> None:
         self.table(table, ((step, name, value) for name, value in values.items()))
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+        with self._writable():
+            self._events.scalars(step, values)
 
     def lengths(self) -> dict[str, int]:
-        """Bytes on disk of each table that a resumed run continues."""
+        """Bytes on disk of each table, to which a resumed run cuts it back."""
         self.flush()
-        return {name: os.fstat(self._files[name].fileno()).st_size for name in RESUMED}
+        return {name: os.fstat(file.fileno()).st_size for name, file in self._files.items()}
 
     def flush(self) -> None:
-        try:
+        with self._writable():
             for file in self._files.values():
                 file.flush()
                 os.fsync(file.fileno())
             self._events.flush()
+
+    def close(self) -> None:
+        with self._writable():
+            self._open.close()
+
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise RunError(
-                f"the log of {self.folder} cannot be written: {error}. Free some space, then "
+                f"the log of {self.folder} cannot be written: {error}. Make room for it, then "
                 "continue with --resume"
             ) from None
 
+
+class Events:
+    """TensorBoard's event file, written in this thread.
+
+    The writer that comes with torch has a thread of its own, which answers a full disk with a
+    traceback that no caller can catch.
+    """
+
+    def __init__(self, folder: Path, resume_at: int | None = None) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary = Event, Summary
+        folder.mkdir(exist_ok=True)
+        # One file a process; TensorBoard reads them in the order of their names.
+        self._file = (folder / f"events.out.tfevents.{time.time_ns()}.{os.getpid()}").open("xb")
+        self._records = RecordWriter(self._file)
+        self._write(file_version="brain.Event:2")
+        if resume_at is not None:
+            # Hides what the files before hold of this step and later ones.
+            self._write(step=resume_at + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        pairs = [self._summary.Value(tag=n, simple_value=v) for n, v in values.items()]
+        self._write(step=step, summary=self._summary(value=pairs))
+
+    def flush(self) -> None:
+        self._file.flush()
+
     def close(self) -> None:
-        self.flush()
-        for file in self._files.values():
-            file.close()
-        self._events.close()
+        self._file.close()
+
+    def _write(self, **content: Any) -> None:
+        event = self._event(wall_time=time.time(), **content)
+        self._records.write(event.SerializeToString())
 
 
 def cut_back(folder: Path, lengths: Mapping[str, int]) -> None:
     """Remove what was logged after the checkpoint that a run resumes from.
 
-    A table without a length is emptied: the run begins again.
+    A table without a length is emptied: the run begins again. Raises RunError where a table is
+    shorter than it was at the checkpoint.
     """
-    for name in RESUMED:
-        length = lengths.get(name, 0)
-        path = folder / name
-        if not path.exists():
-            if length:
-                raise RunError(f"{path} is missing; it held {length} bytes at the checkpoint")
-            continue
-        with path.open("r+") as file:
-            file.truncate(length)
+    for name in HEADERS:
+        path, length = folder / name, lengths.get(name, 0)
+        size = path.stat().st_size if path.exists() else 0
+        if size < length:
+            raise RunError(
+                f"{path} {'has ' + str(size) + ' bytes' if path.exists() else 'is missing'}; it "
+                f"held {length} at the checkpoint. Restore it, or start the run again"
+            )
+        if path.exists():
+            os.truncate(path, length)
 
 
 def _text(value: Any) -> str:

@@ -1,12 +1,13 @@
 """`offrl plot RUN... --out FILE`: draw learning curves."""
 
-import argparse
 from pathlib import Path
+
+from offrl.arguments import Parser
 
 
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="offrl plot",
         description="Draw learning curves: a panel per dataset, a line per agent, a band over "
         "seeds, and the data's mean return as a dotted line.",

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 from offrl.agent import Agent
@@ -32,7 +33,15 @@ def find_agent(name: str | type[Agent]) -> tuple[str, type[Agent], Any]:
             f"{cls.__name__} has no attribute 'config_class'; set it to the frozen dataclass of "
             "the agent's settings"
         )
-    return f"{cls.__module__}:{cls.__qualname__}", cls, cls.config_class()
+    try:
+        config = cls.config_class()
+    except TypeError as error:
+        raise ConfigError(
+            f"{cls.__name__}.config_class needs a default for every field: {error}"
+        ) from None
+    if not is_dataclass(config):
+        raise ConfigError(f"{cls.__name__}.config_class is not a dataclass")
+    return f"{cls.__module__}:{cls.__qualname__}", cls, config
 
 
 def _imported(name: str) -> Any:
@@ -44,7 +53,7 @@ def _imported(name: str) -> Any:
         )
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"the agent {name!r} cannot be imported: {error}") from None
 
 

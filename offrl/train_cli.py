@@ -1,17 +1,29 @@
 """`offrl train`: one flat parser of run, trainer and agent settings, made for the agent named."""
 
-import argparse
+import io
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, make_dataclass, replace
+from contextlib import redirect_stderr
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tyro
 
 from offrl.agents import AGENTS
+from offrl.arguments import Parser
 from offrl.callbacks import Callback
-from offrl.errors import ConfigError
-from offrl.experiment import DataConfig, Plan, Run, plan, resume_run, start_run
+from offrl.errors import ConfigError, near
+from offrl.experiment import (
+    DataConfig,
+    Plan,
+    Run,
+    check_names,
+    plan,
+    refuse_existing,
+    resume_run,
+    start_run,
+)
 from offrl.registry import find_agent
 from offrl.training import TrainConfig
 
@@ -22,6 +34,8 @@ agents: {", ".join(AGENTS)}, or package.module:Class of your own
 
 offrl train --agent NAME --help shows every setting of that agent.
 offrl data list names the datasets."""
+
+HINT = "offrl train --agent NAME --help shows all settings"
 
 
 @dataclass(frozen=True)
@@ -38,7 +52,7 @@ class RunArguments:
 
 def main(argv: list[str]) -> int:
     """Run `offrl train`."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = Parser("offrl train", add_help=False, allow_abbrev=False)
     first.add_argument("--agent")
     first.add_argument("--resume")
     first.add_argument("-h", "--help", action="store_true")
@@ -57,7 +71,10 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"no agent was named: --agent is one of {', '.join(AGENTS)}")
 
     _, _, defaults = find_agent(chosen.agent)
+    check_names(defaults)
     run, data, _, _ = _parse(argv, TrainConfig(), defaults)
+    if run.out is not None:
+        refuse_existing(Path(run.out))
     resolved = plan(run.agent, run.dataset, run.env, run.recipe, data)
     # Parsed again with the recipe's values as the defaults, so that a flag overrides them even
     # where it states the value that the class has.
@@ -87,13 +104,36 @@ def _parse(
         ],
         frozen=True,
     )
-    parsed: Any = tyro.cli(
-        flat,
-        args=argv,
-        prog="offrl train",
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    complaint = io.StringIO()
+    try:
+        with redirect_stderr(complaint):
+            parsed: Any
+            unknown: list[str]
+            parsed, unknown = tyro.cli(
+                flat,
+                args=argv,
+                prog="offrl train",
+                config=(tyro.conf.OmitArgPrefixes,),
+                return_unknown_args=True,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise  # of --help
+        raise ConfigError(f"{_first_sentence(complaint.getvalue())}; {HINT}") from None
+    if unknown:
+        parts = (RunArguments, DataConfig, TrainConfig, type(agent))
+        flags = [f"--{f.name.replace('_', '-')}" for part in parts for f in fields(part)]
+        raise ConfigError(
+            f"train: this agent has no setting {unknown[0]!r}"
+            f"{near(unknown[0].replace('_', '-'), flags) or ';'} {HINT}"
+        )
     return parsed.run, parsed.data, parsed.train, parsed.agent_config
+
+
+def _first_sentence(boxed: str) -> str:
+    """What a box of tyro's says beneath its title, up to the next rule or empty line."""
+    body = re.split(r"^\W*$", boxed.strip(), flags=re.MULTILINE)[1:2] or [boxed]
+    return " ".join(word for word in body[0].split() if word not in "│|").rstrip(". ")
 
 
 def _announce(plan: Plan) -> None:

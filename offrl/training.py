@@ -6,13 +6,11 @@ tables had got; a run resumed from it goes on with the same bits as one that nev
 """
 
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -25,17 +23,19 @@ from offrl.callbacks import Callback
 from offrl.checks import check_choice, check_intervals
 from offrl.datasets.offline import OfflineDataset, Reference
 from offrl.datasets.replay import Replay
-from offrl.errors import ConfigError, RunError
+from offrl.errors import ConfigError, RunError, near
 from offrl.evaluation import Evaluation, evaluate
 from offrl.feed import Feed
 from offrl.files import write_json
 from offrl.metrics import Meter, RunLog, cut_back
 from offrl.optim import move_rates, products_in
 from offrl.policy import Policy
+from offrl.signals import Signals
 
 EVALUATION_SEED = 1_000_000  # other starts than those of `offrl evaluate`, which judges the result
 LAST_EVALUATIONS = 10  # over which the reported running mean is taken
 VALIDATION_CHUNK = 4_096  # transitions measured at once
+STATE = {"data", "prepared", "tables", "meter", "evaluations", "best"}  # beside a learner's tensors
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class TrainConfig:
     eval_episodes: int = 10  # per evaluation and learner
     checkpoint_every: int = 10_000  # updates
     keep_checkpoints: int = 2  # the newest ones
-    best_by: str = "auto"  # eval/return, or validation/action_error without an environment
+    best_by: str = "auto"  # eval/return, or a validation/NAME, the lower the better
     device: str = "auto"  # cpu, cuda, cuda:1; auto takes a GPU if there is one
     backend: Literal["eager", "aot_eager", "inductor"] = "eager"  # eager, or of torch.compile
     precision: Literal["float32", "float64"] = "float32"
@@ -66,8 +66,8 @@ class TrainConfig:
         check_choice(self, "backend", ("eager", "aot_eager", "inductor"))
         check_choice(self, "precision", ("float32", "float64"))
         check_choice(self, "matmul", ("float32", "bfloat16"))
-        known = ("auto", "eval/return", "validation/action_error", "validation/td_error")
-        check_choice(self, "best_by", known)
+        if not self.best_by.startswith("validation/"):
+            check_choice(self, "best_by", ("auto", "eval/return", "validation/NAME"))
 
     @property
     def learner_seeds(self) -> tuple[int, ...]:
@@ -118,6 +118,7 @@ class Trainer:
         move_rates(agent.optimizers().values(), device)
         agent.backend = config.backend
         agent.prepare(replay)
+        self._check_measures()
         seeds = config.learner_seeds
         self.feed = Feed(replay, seeds, config.batch_size, agent.noise(config.batch_size))
         self.meter = Meter()
@@ -144,62 +145,76 @@ class Trainer:
         """
         if resume:
             self._load()
-        logs = [RunLog(folder, self.step if resume else None) for folder in self.folders]
+        with ExitStack() as opened:
+            resume_at = self.step if resume else None
+            logs = [opened.enter_context(closing(RunLog(f, resume_at))) for f in self.folders]
+            self._loop(logs)
+        self._finish()
+
+    def _loop(self, logs: Sequence[RunLog]) -> None:
         steps, cfg, agent = self.config.steps, self.config, self.agent
         began, began_at = time.perf_counter(), self.step
-        try:
-            with _Signals() as signals, _bar(self.step, steps, self._label()) as bar:
-                while self.step < steps:
-                    batch, noise = self.feed.at(self.step)
-                    agent.schedule(self.step, steps)
-                    with products_in(cfg.matmul):
-                        metrics = agent.update(batch, noise, self.step % agent.period)
-                    self.meter.add(metrics)
-                    self.step += 1
-                    bar.update()
+        with Signals() as signals, self._bar() as bar:
+            while self.step < steps:
+                batch, noise = self.feed.at(self.step)
+                agent.schedule(self.step, steps)
+                with products_in(cfg.matmul):
+                    metrics = agent.update(batch, noise, self.step % agent.period)
+                self.meter.add(metrics)
+                self.step += 1
+                bar.update()
 
-                    last = self.step == steps
-                    if self.step % cfg.log_every == 0 or last:
-                        self._log(logs)
-                        now = time.perf_counter()
-                        self._log_performance(logs, (self.step - began_at) / (now - began))
-                        began, began_at = now, self.step
-                    if self.step % cfg.eval_every == 0 or last:
-                        self._evaluate(logs, bar)
-                        began, began_at = time.perf_counter(), self.step
-                    if self.step % cfg.checkpoint_every == 0 or last or signals.received:
-                        self._checkpoint(logs)
-                        began, began_at = time.perf_counter(), self.step
-                    if signals.received and not last:
-                        raise Interrupted(
-                            f"stopped by {signals.received} at step {self.step:,}; everything is "
-                            f"saved. Continue with: offrl train --resume {self._root()}"
-                        )
-        finally:
-            for log in logs:
-                log.close()
-        self._finish()
+                last = self.step == steps
+                if self.step % cfg.log_every == 0 or last:
+                    self._log(logs)
+                    now = time.perf_counter()
+                    self._log_performance(logs, (self.step - began_at) / (now - began))
+                    began, began_at = now, self.step
+                if self.step % cfg.eval_every == 0 or last:
+                    self._evaluate(logs, bar)
+                    began, began_at = time.perf_counter(), self.step
+                if self.step % cfg.checkpoint_every == 0 or last or signals.received:
+                    self._checkpoint(logs)
+                    began, began_at = time.perf_counter(), self.step
+                if signals.received and not last:
+                    raise Interrupted(
+                        f"stopped by {signals.received} at step {self.step:,}; everything is "
+                        f"saved. Continue with: offrl train --resume {self._root()}"
+                    )
 
     def _root(self) -> Path:
         return self.folders[0] if len(self.folders) == 1 else self.folders[0].parent
 
-    def _label(self) -> str:
-        return str(self.provenance.get("agent", type(self.agent).__name__))
+    def _bar(self) -> "tqdm[None]":
+        return tqdm(
+            initial=self.step,
+            total=self.config.steps,
+            desc=str(self.provenance.get("agent", type(self.agent).__name__)),
+            unit="step",
+            mininterval=1.0,
+            smoothing=0.05,
+        )
 
     def _log(self, logs: Sequence[RunLog]) -> None:
         means = self.meter.take()
         for k, log in enumerate(logs):
             values = {f"train/{name}": _of(mean, k) for name, mean in means.items()}
-            for name, value in values.items():
-                if not math.isfinite(value):
-                    raise RunError(
-                        f"{name} is {value} at step {self.step:,}: training has diverged. The "
-                        f"last checkpoint is in {self.folders[k] / 'checkpoints'}; try a smaller "
-                        "learning rate, or look at the data with offrl data info"
-                    )
+            self._refuse_divergence(k, values)
             log.scalars(self.step, values)
             for callback in self.callbacks:
                 callback.on_log(self.step, self.folders[k], values)
+
+    def _refuse_divergence(self, learner: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            if not math.isfinite(value):
+                folder = self.folders[learner] / "checkpoints"
+                saved = checkpoints.steps_in(folder)
+                where = f"{folder} has one of step {saved[-1]:,}" if saved else "there is none yet"
+                raise RunError(
+                    f"{name} is {value} at step {self.step:,}: training has diverged. It is not "
+                    f"saved; of earlier checkpoints, {where}. Begin a new run with a smaller "
+                    "learning rate, or look at the data with offrl data info"
+                )
 
     def _log_performance(self, logs: Sequence[RunLog], rate: float) -> None:
         values = {"performance/steps_per_second": rate}
@@ -211,7 +226,7 @@ class Trainer:
         validated = self._validate()
         for k, (log, progress) in enumerate(zip(logs, self.progress, strict=True)):
             values = {f"validation/{name}": _of(v, k) for name, v in validated.items()}
-            policy = self.policy(k)
+            policy, result = self.policy(k), None
             if self.make_env is not None:
                 result = evaluate(
                     policy,
@@ -225,9 +240,10 @@ class Trainer:
                 pairs = zip(result.returns, result.lengths, strict=True)
                 rows = [(self.step, i, float(r), int(n)) for i, (r, n) in enumerate(pairs)]
                 log.table("evaluations.csv", rows)
-                for callback in self.callbacks:
-                    callback.on_evaluation(self.step, self.folders[k], result)
+            self._refuse_divergence(k, values)
             log.scalars(self.step, values)
+            for callback in self.callbacks:
+                callback.on_evaluation(self.step, self.folders[k], values, result)
             if self.best_by in values and self._improves(progress, values[self.best_by]):
                 progress.best = (self.step, values[self.best_by])
                 policy.save(self.folders[k] / "policy-best", overwrite=True)
@@ -266,6 +282,19 @@ class Trainer:
                 totals[name] = totals[name] + weighted if name in totals else weighted
         return totals
 
+    @torch.no_grad()
+    def _check_measures(self) -> None:
+        """Refuse before training to choose the best by what this agent does not measure."""
+        if self.validation is None or not self.best_by.startswith("validation/"):
+            return
+        rows = self.validation.index[:1].expand(*self.agent.learners.shape, -1)
+        measured = [f"validation/{n}" for n in self.agent.validate(self.validation.batch(rows))]
+        if self.best_by not in measured:
+            raise ConfigError(
+                f"best_by is {self.best_by!r}, which {type(self.agent).__name__} does not measure"
+                f"{near(self.best_by, measured) or ';'} it has {', '.join(measured)}"
+            )
+
     def policy(self, learner: int) -> Policy:
         """The learner's policy as it is now."""
         seed = self.config.learner_seeds[learner]
@@ -273,6 +302,8 @@ class Trainer:
 
     def _checkpoint(self, logs: Sequence[RunLog]) -> None:
         meter = {name: (s.cpu(), self.meter.counts[name]) for name, s in self.meter.sums.items()}
+        for k in range(len(logs)):
+            self._refuse_divergence(k, {f"train/{n}": _of(s, k) for n, (s, _) in meter.items()})
         scalars = [
             {
                 "data": self.fingerprint,
@@ -305,6 +336,12 @@ class Trainer:
         step = checkpoints.latest_common_step(folders)
         states = checkpoints.load(folders, step, checkpoints.agent_entries(self.agent))
         for k, state in enumerate(states):
+            missing = sorted(STATE - state.keys())
+            if missing:
+                raise RunError(
+                    f"the checkpoint of step {step:,} in {folders[k]} has no entry {missing[0]!r}; "
+                    "remove its folder to go back to the one before"
+                )
             found = {"data": state["data"], **state["prepared"]}
             expected = {"data": self.fingerprint, **self.agent.fingerprints()}
             # What one device derives and another does not is not compared.
@@ -332,7 +369,13 @@ class Trainer:
     def _finish(self) -> None:
         for k, folder in enumerate(self.folders):
             self.policy(k).save(folder / "policy", overwrite=True)
-            write_json(folder / "summary.json", self.summary(k))
+            try:
+                write_json(folder / "summary.json", self.summary(k))
+            except OSError as error:
+                raise RunError(
+                    f"{folder / 'summary.json'} cannot be written: {error}. Make room for it, then "
+                    "continue with --resume"
+                ) from None
 
     def summary(self, learner: int) -> dict[str, Any]:
         """Last, best, and mean of the last ten evaluations, under these names."""
@@ -357,12 +400,16 @@ def choose_device(name: str) -> torch.device:
     """The device of this name; 'auto' is a GPU if there is one. ConfigError if it is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise ConfigError(f"there is no device {name!r}; use auto, cpu, cuda or cuda:N")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         first_line = str(error).splitlines()[0]
-        raise ConfigError(f"device {name!r} cannot be used: {first_line}") from None
+        raise ConfigError(
+            f"device {name!r} cannot be used: {first_line}. --device auto takes what there is"
+        ) from None
     return device
 
 
@@ -379,35 +426,3 @@ def _mapped_like(view: Replay, train: Replay) -> Replay:
 
 def _of(value: Tensor, learner: int) -> float:
     return float(value if value.ndim == 0 else value[learner])
-
-
-@contextmanager
-def _bar(initial: int, total: int, label: str) -> Iterator["tqdm[None]"]:
-    with tqdm(
-        initial=initial, total=total, desc=label, unit="step", mininterval=1.0, smoothing=0.05
-    ) as bar:
-        yield bar
-
-
-class _Signals:
-    """Notes SIGTERM and SIGINT for the loop to act on; a second Ctrl-C interrupts at once."""
-
-    received: str | None = None
-
-    def __enter__(self) -> "_Signals":
-        self._previous = {}
-        for which in (signal.SIGTERM, signal.SIGINT):
-            try:
-                self._previous[which] = signal.signal(which, self._note)
-            except ValueError:
-                break  # not the main thread: signals are the caller's
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt
-        self.received = signal.Signals(number).name
-
-    def __exit__(self, *exc: object) -> None:
-        for which, handler in self._previous.items():
-            signal.signal(which, handler)

@@ -29,11 +29,10 @@ class WandbCallback(Callback):
     def on_log(self, step: int, folder: Path, values: Mapping[str, float]) -> None:
         self._run(folder).log(dict(values), step=step)
 
-    def on_evaluation(self, step: int, folder: Path, evaluation: Any) -> None:
-        values = {"eval/return": evaluation.mean, "eval/length": float(evaluation.lengths.mean())}
-        if evaluation.score is not None:
-            values["eval/score"] = evaluation.score
-        self._run(folder).log(values, step=step)
+    def on_evaluation(
+        self, step: int, folder: Path, values: Mapping[str, float], evaluation: Any
+    ) -> None:
+        self._run(folder).log(dict(values), step=step)
 
     def _run(self, folder: Path) -> Any:
         if folder not in self._runs:
