@@ -102,7 +102,7 @@ def locate(
         return local, named
     if named is not None:
         return fetch(named, _cache(cache), (_d4rl_dir(),), download=download), named
-    if (SHIPPED / asked).is_dir():
+    if asked in shipped_names():
         return SHIPPED / asked, None
     if Path(asked).exists():
         return Path(asked), None

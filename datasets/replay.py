@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from offrl.datasets.offline import OfflineDataset
+from offrl.errors import DataError
 from offrl.streams import BLOCK, Stream
 from offrl.types import Batch
 
@@ -75,8 +76,13 @@ def transitions(
 
     `normalize_obs` standardises observations by the dataset's own moments. With
     `reward_by_return_range` rewards are first multiplied by 1000 / (best - worst return) of the
-    episodes; then `reward_scale` and `reward_shift` apply, in this order.
+    episodes; then `reward_scale` and `reward_shift` apply, in this order. Raises DataError where
+    there is no transition.
     """
+    if not len(dataset.transition_rows()):
+        raise DataError(
+            f"{dataset.name} has no transition to learn from: no step's next observation is known"
+        )
     o = dataset.obs_dim
     mean, std = np.zeros(o), np.ones(o)
     if normalize_obs:

@@ -85,6 +85,8 @@ class MLP(nn.Sequential):
         ensemble: Sequence[int] = (),
         dropout: float = 0.0,
     ) -> None:
+        if min(sizes) < 1:
+            raise ConfigError(f"a network's layers have {list(sizes)} units; each needs 1 or more")
         layers: list[nn.Module] = []
         for i, (inputs, outputs) in enumerate(pairwise(sizes)):
             layers.append(Linear(inputs, outputs, learners, ensemble))
