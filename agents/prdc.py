@@ -124,7 +124,7 @@ class PRDC(Agent):
 
     def actor_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         action = self.actor(batch.obs)
-        q = self.critic(batch.obs, action)[0]
+        q = self.critic.first(batch.obs, action)
         neighbour, own = self.nearest.with_own(batch.obs, action, batch.index)
         constraint = action_error(action, neighbour).mean(-1)
         q_loss = -q_scale(q, self.config.alpha) * q.mean(-1)

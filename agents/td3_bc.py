@@ -100,7 +100,7 @@ class TD3BC(Agent):
 
     def actor_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         action = self.actor(batch.obs)
-        q = self.critic(batch.obs, action)[0]
+        q = self.critic.first(batch.obs, action)
         bc_loss = action_error(action, batch.action).mean(-1)
         q_loss = -q_scale(q, self.config.alpha) * q.mean(-1)
         return q_loss + bc_loss, {"q": q.mean(-1), "bc_loss": bc_loss}

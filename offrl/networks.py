@@ -66,12 +66,17 @@ class Linear(Stacked):
         self.weight = nn.Parameter(learners.uniform(bound, (inputs, outputs), ensemble))
         self.bias = nn.Parameter(learners.uniform(bound, (1, outputs), ensemble))
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.ndim == 2 and self.weight.ndim == 2:
-            return torch.addmm(self.bias, x, self.weight)
-        if self.weight.ndim == 3:
-            return torch.baddbmm(self.bias, x.expand(self.weight.shape[0], -1, -1), self.weight)
-        y: Tensor = x @ self.weight + self.bias
+    def forward(self, x: Tensor, members: int | None = None) -> Tensor:
+        """`members` computes the first ones of an ensemble alone."""
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        if members is not None:
+            weight, bias = weight[:members], bias[:members]
+        if x.ndim == 2 and weight.ndim == 2:
+            return torch.addmm(bias, x, weight)
+        if weight.ndim == 3:
+            return torch.baddbmm(bias, x.expand(weight.shape[0], -1, -1), weight)
+        y: Tensor = x @ weight + bias
         return y
 
 
@@ -101,12 +106,12 @@ class MLP(nn.Sequential):
             return {}
         return {f"dropout{i}": (batch_size, n) for i, n in enumerate(self.sizes[1:-1])}
 
-    def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
+    def forward(self, x: Tensor, noise: Noise | None = None, members: int | None = None) -> Tensor:
         drops = noise is not None and self.dropout > 0
         threshold = float(ndtri(self.dropout)) if drops else 0.0
         hidden = 0
         for layer in self:
-            x = layer(x)
+            x = layer(x, members) if isinstance(layer, Linear) else layer(x)
             if noise is not None and drops and isinstance(layer, nn.ReLU):
                 kept = (noise[f"dropout{hidden}"] > threshold).to(x)
                 x = x * kept / (1.0 - self.dropout)
@@ -149,6 +154,17 @@ class Critic(nn.Module):
         q: Tensor = self.head(self.features(obs, action)).squeeze(-1)
         return q
 
+    def first(
+        self, obs: Float[Tensor, "*seed batch obs"], action: Float[Tensor, "*seed batch act"]
+    ) -> Float[Tensor, "*seed batch"]:
+        """Q of the first member; the default trunk does not compute the others."""
+        if isinstance(self.trunk, StateActionTrunk):
+            features = self.trunk(obs, action, members=1)
+        else:
+            features = self.trunk(obs, action)[:1]
+        q: Tensor = self.head(features, members=1).squeeze(-1).squeeze(0)
+        return q
+
 
 class StateActionTrunk(nn.Module):
     """ReLU layers on the concatenation of observation and action."""
@@ -161,9 +177,12 @@ class StateActionTrunk(nn.Module):
         self.net = MLP([obs_dim + act_dim, *hidden], learners, (ensemble,))
 
     def forward(
-        self, obs: Float[Tensor, "*seed batch obs"], action: Float[Tensor, "*seed batch act"]
+        self,
+        obs: Float[Tensor, "*seed batch obs"],
+        action: Float[Tensor, "*seed batch act"],
+        members: int | None = None,
     ) -> Float[Tensor, "ensemble *seed batch features"]:
-        x: Tensor = self.net(torch.cat([obs, action], -1)).relu()
+        x: Tensor = self.net(torch.cat([obs, action], -1), members=members).relu()
         return x
 
 

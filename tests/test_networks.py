@@ -320,3 +320,25 @@ def test_a_batch_of_the_wrong_width_is_a_type_error() -> None:
     critic = Critic(OBS, ACT, HIDDEN, Learners())
     with pytest.raises(TypeCheckError):
         critic(torch.zeros(4, OBS), torch.zeros(5, ACT))
+
+
+class Outside(nn.Module):
+    """A trunk of somebody else, which knows nothing of members."""
+
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__()
+        self.trunk, self.features = trunk, trunk.features
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        x: Tensor = self.trunk(obs, action)
+        return x
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_the_first_member_alone_is_the_first_of_all(outside: bool) -> None:
+    critic = Critic(OBS, ACT, HIDDEN, Learners(SEEDS)).double()
+    if outside:
+        critic.trunk = Outside(critic.trunk)
+    obs = torch.randn(len(SEEDS), BATCH, OBS, dtype=torch.float64)
+    action = torch.randn(len(SEEDS), BATCH, ACT, dtype=torch.float64)
+    torch.testing.assert_close(critic.first(obs, action), critic(obs, action)[0])
