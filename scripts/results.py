@@ -150,9 +150,9 @@ def draw() -> None:
             seeds = agents[agent]["seeds"]
             final = t_interval([s["final"]["score"] for s in seeds])
             last = np.mean([_score(s["summary"], "mean of last") for s in seeds])
-            best = np.mean([_score(s["summary"], "best", reference) for s in seeds])
+            best = np.mean([_score(s["summary"], "best") for s in seeds])
             lines.append(
-                f"| {agent} | {np.mean([s['final']['score'] for s in seeds]):.1f} {final} "
+                f"| {agent} | {np.mean([s['final']['score'] for s in seeds]):.1f} ({final}) "
                 f"| {last:.1f} | {best:.1f} | {len(seeds)} "
                 f"| {np.mean([s['rate'] for s in seeds]) * len(seeds):.0f} |"
             )
@@ -162,7 +162,7 @@ def draw() -> None:
     (RESULTS / "README.md").write_text("\n".join(lines) + "\n")
 
 
-def _score(summary: dict[str, Any], name: str, reference: Any = None) -> float:
+def _score(summary: dict[str, Any], name: str) -> float:
     part = next(v for k, v in summary.items() if k.startswith(name) and isinstance(v, dict))
     return float(part["eval/score"])
 
