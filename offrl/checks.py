@@ -1,7 +1,9 @@
 """Validation of settings, in one form."""
 
-from dataclasses import fields
+from dataclasses import Field
 from typing import Any
+
+import numpy as np
 
 from offrl.errors import ConfigError
 
@@ -13,8 +15,6 @@ def check_intervals(config: Any, **intervals: str) -> None:
     """
     for field, interval in intervals.items():
         value = getattr(config, field)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigError(f"{type(config).__name__}.{field} is {value!r}; it must be a number")
         low, high = (float(x) for x in interval[1:-1].split(","))
         above = value >= low if interval[0] == "[" else value > low
         below = value <= high if interval[-1] == "]" else value < high
@@ -33,24 +33,25 @@ def check_choice(config: Any, field: str, choices: tuple[str, ...]) -> None:
         )
 
 
-def check_types(config: Any) -> None:
-    """Raise ConfigError unless each field that is declared a plain number, text or choice is one.
+def as_declared(config: Any, field: Field[Any], value: Any) -> Any:
+    """The value for this field of `config`, in the type that the field declares.
 
-    A parser of the command line has made sure of it; values from Python or from a file may be
-    anything. An integer stands for a float.
+    For what comes from Python or from a file; a parser of the command line has seen to it. A
+    numpy scalar becomes a number, an integer a float and a list a tuple where that is declared.
+    Types other than plain ones are left to the config itself. Raises ConfigError.
     """
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if field.type in (int, float, bool, str):
-            kind = (int, float) if field.type is float else field.type
-            fits = isinstance(value, kind) and (field.type is bool or not isinstance(value, bool))
-            expected = field.type.__name__
-        elif field.type == tuple[int, ...]:
-            fits = isinstance(value, tuple) and all(type(v) is int for v in value)
-            expected = "a sequence of int"
-        else:
-            continue
-        if not fits:
-            raise ConfigError(
-                f"{type(config).__name__}.{field.name} is {value!r}; it must be {expected}"
-            )
+    value = value.item() if isinstance(value, np.generic) else value
+    value = tuple(value) if isinstance(value, list) else value
+    value = float(value) if field.type is float and type(value) is int else value
+    if field.type in (int, float, bool, str):
+        fits, expected = type(value) is field.type, field.type.__name__
+    elif field.type == tuple[int, ...]:
+        fits = isinstance(value, tuple) and all(type(v) is int for v in value)
+        expected = "a sequence of int"
+    else:
+        return value
+    if not fits:
+        raise ConfigError(
+            f"{type(config).__name__}.{field.name} is {value!r}; it must be {expected}"
+        )
+    return value

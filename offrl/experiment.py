@@ -7,13 +7,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 import offrl
 from offrl.agent import Agent
 from offrl.agents import AGENTS
 from offrl.callbacks import Callback
-from offrl.checks import check_types
+from offrl.checks import as_declared
 from offrl.datasets.loading import SHIPPED, load_dataset, locate
 from offrl.datasets.names import named_sets
 from offrl.datasets.offline import OfflineDataset, Reference
@@ -185,19 +183,19 @@ def configure(
 ) -> tuple[TrainConfig, Any]:
     """Both configs with these settings; ConfigError for an unknown name or a wrong type."""
     check_names(agent)
-    known = {f.name: "train" for f in fields(train)} | {f.name: "agent" for f in fields(agent)}
-    parts: dict[str, dict[str, Any]] = {"train": {}, "agent": {}}
+    owner = {field.name: (config, field) for config in (train, agent) for field in fields(config)}
+    values = {}
     for key, value in settings.items():
-        if key not in known:
+        if key not in owner:
             raise ConfigError(
-                f"{type(agent).__name__} and TrainConfig have no setting {key!r}{near(key, known)}"
+                f"{type(agent).__name__} and TrainConfig have no setting {key!r}{near(key, owner)}"
             )
-        value = value.item() if isinstance(value, np.generic) else value
-        parts[known[key]][key] = tuple(value) if isinstance(value, list) else value
-    configs = replace(train, **parts["train"]), replace(agent, **parts["agent"])
-    for config in configs:
-        check_types(config)
-    return configs
+        values[key] = as_declared(*owner[key], value)
+
+    def own(config: Any) -> dict[str, Any]:
+        return {key: value for key, value in values.items() if owner[key][0] is config}
+
+    return replace(train, **own(train)), replace(agent, **own(agent))
 
 
 def train(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 
@@ -34,6 +35,23 @@ def walk(episodes: int = 8, length: int = 25, seed: int = 0) -> OfflineDataset:
         ],
         name="walk",
     )
+
+
+class Drift(gymnasium.Env[Any, Any]):
+    """A point that actions push; the reward is how near to the origin it stays."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (OBS,), np.float32)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (ACT,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.t, self.x = 0, self.np_random.normal(size=OBS).astype(np.float32)
+        return self.x, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        self.x = (self.x + 0.1 * float(np.sum(action))).astype(np.float32)
+        return self.x, -float(np.abs(self.x).sum()), False, self.t >= 5, {}
 
 
 def small_config(name: str, **changes: Any) -> Any:

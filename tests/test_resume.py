@@ -9,10 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gymnasium
-import numpy as np
 import pytest
-from problems import ACT, OBS, walk
+from problems import Drift, walk
 
 from offrl import checkpoints
 from offrl.agents import AGENTS
@@ -27,23 +25,6 @@ SETTINGS = {
     **{"steps": STEPS, "batch_size": 8, "hidden": (8, 8), "log_every": 15, "eval_every": 30},
     **{"eval_episodes": 2, "checkpoint_every": 10, "validation": 0.25},
 }
-
-
-class Drift(gymnasium.Env[Any, Any]):
-    """A point that actions push; the reward is how near to the origin it stays."""
-
-    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (OBS,), np.float32)
-    action_space = gymnasium.spaces.Box(-1.0, 1.0, (ACT,), np.float32)
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.t, self.x = 0, self.np_random.normal(size=OBS).astype(np.float32)
-        return self.x, {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self.t += 1
-        self.x = (self.x + 0.1 * float(np.sum(action))).astype(np.float32)
-        return self.x, -float(np.abs(self.x).sum()), False, self.t >= 5, {}
 
 
 def begin(name: str, out: Path, seeds: int) -> None:

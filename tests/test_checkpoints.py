@@ -1,0 +1,162 @@
+"""Checkpoints that are damaged, foreign or missing, and the tables that go with them."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from problems import build, walk
+from test_resume import results
+
+from offrl import checkpoints
+from offrl.errors import OffrlError, RunError
+from offrl.experiment import resume_run, train
+from offrl.files import read_json, write_json
+from offrl.metrics import RunLog, cut_back
+
+SETTINGS = {
+    **{"steps": 12, "batch_size": 4, "hidden": (4,), "log_every": 2, "eval_every": 4},
+    **{"checkpoint_every": 6, "validation": 0.25},
+}
+LAST = "checkpoints/step-000000012"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    train("bc", walk(), env=None, out=out, **SETTINGS)
+    return out
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def edit(path: Path, **changes: object) -> None:
+    write_json(path, {k: v for k, v in {**read_json(path), **changes}.items() if v is not ...})
+
+
+def shorten(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no config": (lambda r: (r / "config.json").unlink(), "is not a run: it has no config.json"),
+    "half a config": (lambda r: shorten(r / "config.json"), "config.json cannot be read as JSON"),
+    "a list": (lambda r: write_json(r / "config.json", []), "config.json is damaged"),
+    "no agent": (lambda r: edit(r / "config.json", agent=...), "has no 'agent'"),
+    "other agent": (lambda r: edit(r / "config.json", agent="bcc"), "did you mean 'bc'"),
+    "no settings": (lambda r: edit(r / "config.json", train=3), "has no 'train'"),
+    "odd data": (lambda r: edit(r / "config.json", data={"x": 1}), "is not of this version"),
+    "odd setting": (lambda r: edit(r / "config.json", train={"step": 1}), "no setting 'step'"),
+    "text": (lambda r: edit(r / "config.json", train={"steps": "9"}), "steps is '9'"),
+    "half a checkpoint": (lambda r: shorten(r / LAST / "state.safetensors"), "cannot be read"),
+    "no tensors": (lambda r: (r / LAST / "state.safetensors").unlink(), "cannot be read"),
+    "half a state": (lambda r: shorten(r / LAST / "state.json"), "state.json cannot be read"),
+    "a number": (lambda r: write_json(r / LAST / "state.json", 3), "state.json is damaged"),
+    "no meter": (lambda r: edit(r / LAST / "state.json", meter=...), "has no entry 'meter'"),
+    "newer": (lambda r: edit(r / LAST / "state.json", format=9), "format 9; this version reads 1"),
+    "no table": (lambda r: (r / "metrics.csv").unlink(), "metrics.csv is missing; it held"),
+    "half a table": (lambda r: shorten(r / "metrics.csv"), "metrics.csv has"),
+    "other sizes": (
+        lambda r: edit(r / "config.json", agent_config={"hidden": [5]}),
+        "has shape",
+    ),
+    "other layers": (
+        lambda r: edit(r / "config.json", agent_config={"hidden": [4, 4]}),
+        "was made by other settings: .* tensors differ",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_run_is_refused_by_the_name_of_what_is_wrong(case: str, run: Path) -> None:
+    damage, said = DAMAGED[case]
+    damage(run)
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    with pytest.raises(OffrlError, match=said) as refused:
+        resume_run(run, dataset=walk())
+    assert "\n" not in str(refused.value)
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+def test_going_back_to_the_checkpoint_before(run: Path, finished: Path) -> None:
+    shutil.rmtree(run / LAST)
+    resume_run(run, dataset=walk())
+    assert results(run) == results(finished)
+
+
+def test_starting_again_without_any_checkpoint(run: Path, finished: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+    (run / "metrics.csv").unlink()
+    resume_run(run, dataset=walk())
+    assert results(run) == results(finished)
+    assert (run / "metrics.csv").read_bytes() == (finished / "metrics.csv").read_bytes()
+
+
+def test_policies_that_were_lost_are_written_again(run: Path, finished: Path) -> None:
+    shutil.rmtree(run / "policy")
+    (run / ".policy.old.tmp").mkdir()  # what a kill between two renames leaves
+    (run / ".policy.new.tmp").mkdir()
+    resume_run(run, dataset=walk())
+    for name in ("policy.json", "policy.safetensors"):
+        assert (run / "policy" / name).read_bytes() == (finished / "policy" / name).read_bytes()
+    assert not list(run.glob(".policy*"))
+
+
+def test_performance_goes_on_where_the_checkpoint_was(run: Path) -> None:
+    with (run / "performance.csv").open("a") as file:
+        file.write("14,performance/steps_per_second,1\n16,perfor")  # as a kill may leave it
+    shutil.rmtree(run / LAST)
+    resume_run(run, dataset=walk())
+    rows = [r.split(",") for r in (run / "performance.csv").read_text().splitlines()]
+    assert rows[0] == ["step", "name", "value"]
+    assert [int(r[0]) for r in rows[1:]] == [2, 4, 6, 8, 10, 12]
+    assert all(float(r[2]) > 0 for r in rows[1:])
+
+
+def test_a_learner_without_its_checkpoint_is_named(tmp_path: Path) -> None:
+    train("bc", walk(), env=None, out=tmp_path / "run", seeds=2, **SETTINGS)
+    shutil.rmtree(tmp_path / "run" / "seed-1")
+    with pytest.raises(RunError, match=r"seed-1/checkpoints has none"):
+        resume_run(tmp_path / "run", dataset=walk())
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    agent, _ = build("bc", walk())
+    entries, folder = checkpoints.agent_entries(agent), tmp_path / "checkpoints"
+    for step in (1, 2, 3, 4):
+        checkpoints.save([folder], step, entries, [{}], keep=2)
+    assert checkpoints.steps_in(folder) == [3, 4]
+    assert checkpoints.steps_in(tmp_path / "nowhere") == []
+    assert sorted(p.name for p in (folder / "step-000000004").iterdir()) == [
+        *("state.json", "state.safetensors")
+    ]
+
+
+def test_the_newest_step_that_all_have(tmp_path: Path) -> None:
+    agent, _ = build("bc", walk())
+    entries = checkpoints.agent_entries(agent)
+    a, b = tmp_path / "a", tmp_path / "b"
+    checkpoints.save([a, b], 1, entries, [{}, {}], keep=2)
+    checkpoints.save([a], 2, entries, [{}], keep=2)
+    assert checkpoints.latest_common_step([a, b]) == 1
+    shutil.rmtree(a / "step-000000001")
+    with pytest.raises(RunError, match="no checkpoint in common"):
+        checkpoints.latest_common_step([a, b])
+
+
+def test_a_table_is_cut_back_to_its_length(tmp_path: Path) -> None:
+    log = RunLog(tmp_path)
+    log.scalars(1, {"train/x": 0.1, "train/y": float(10**12)})
+    lengths = log.lengths()
+    log.scalars(2, {"train/x": 0.2})
+    log.close()
+    cut_back(tmp_path, lengths)
+    expected = "step,name,value\n1,train/x,0.1\n1,train/y,1e+12\n"
+    assert (tmp_path / "metrics.csv").read_text() == expected
+    cut_back(tmp_path, {})
+    assert (tmp_path / "metrics.csv").read_text() == ""
+    json.dumps(lengths)
