@@ -100,6 +100,7 @@ def sac_facts(log: Mapping[str, Any], until: int) -> dict[str, Any]:
             "deterministic policy in an environment of their own"
         ),
         "first_random_steps": config["learning_starts"],
+        "matmul": config.get("matmul", "float32"),
         "resumed_at_steps": [steps for steps in log["resumed_at"] if steps < until],
         "evaluations": [[int(s), float(value)] for s, value in log["evaluations"] if s <= until],
     }
