@@ -1,6 +1,7 @@
 """What a dataset holds, and what may be wrong with it: `offrl data info`."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -121,7 +122,8 @@ def draw_histogram(dataset: OfflineDataset, path: Path) -> None:
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be written: {error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # which would hide the error that is under way
+            partial.unlink()
 
 
 def _returns_note(dataset: OfflineDataset) -> str | None:

@@ -63,8 +63,12 @@ def entry() -> None:
     try:
         code = main()
         sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader of our output, `head` for instance, has gone; Python would complain at exit.
+    except OSError as error:
+        code = 2
+        if isinstance(error, BrokenPipeError):
+            code = 0  # the reader of our output, `head` for instance, has what it wanted
+        else:
+            print(f"offrl: {error}", file=sys.stderr)
+        # Python flushes once more at exit, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     sys.exit(code)

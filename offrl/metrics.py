@@ -121,7 +121,7 @@ def cut_back(folder: Path, lengths: Mapping[str, int]) -> None:
     """Remove what was logged after the checkpoint that a run resumes from.
 
     A table without a length is emptied: the run begins again. Raises RunError where a table is
-    shorter than it was at the checkpoint.
+    shorter than it was at the checkpoint, or cannot be written.
     """
     for name in HEADERS:
         path, length = folder / name, lengths.get(name, 0)
@@ -132,7 +132,10 @@ def cut_back(folder: Path, lengths: Mapping[str, int]) -> None:
                 f"held {length} at the checkpoint. Restore it, or start the run again"
             )
         if path.exists():
-            os.truncate(path, length)
+            try:
+                os.truncate(path, length)
+            except OSError as error:
+                raise RunError(f"{path} cannot be written: {error}") from None
 
 
 def _text(value: Any) -> str:

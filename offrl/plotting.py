@@ -10,6 +10,7 @@ import json
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -360,4 +361,5 @@ def _write(figure: "Figure", target: Path) -> None:
     except OSError as e:
         raise RunError(f"{target} cannot be written: {e}") from e
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # which would hide the error that is under way
+            partial.unlink()

@@ -9,6 +9,7 @@ collected, MuJoCo's next frames come out black, without an error; such frames ar
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,8 @@ def write_video(path: Path, frames: list[Frame], rate: float) -> None:
     except OSError as e:
         raise RunError(f"{path} cannot be written: {e}") from e
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # which would hide the error that is under way
+            partial.unlink()
 
 
 def _write_mp4(path: Path, frames: list[Frame], rate: float) -> None:

@@ -309,6 +309,14 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     assert "environment" in (tmp_path / "first").read_text()
 
 
+def test_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    result = offrl("--help > /dev/full", tmp_path)
+    assert result.returncode == 2
+    assert result.stderr == "offrl: [Errno 28] No space left on device\n"
+
+
 def test_an_agent_in_the_working_directory(files: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from offrl.agents.bc import BC\n\nclass Mine(BC):\n    pass\n"
