@@ -291,7 +291,7 @@ def resume_run(
     A dataset or environment that was passed as an object must be passed again, and so must an
     agent whose class cannot be imported. Raises RunError where the folder is not that of a run.
     """
-    record = _recorded(folder)
+    record = recorded(folder)
     if record["env_is_callable"] and not callable(env):
         raise RunError(
             f"{folder} was evaluated in an environment made by {record['env']}; pass that "
@@ -320,8 +320,8 @@ def resume_run(
     return _finished(_trainer(resumed, folders, callbacks), resumed, folders, resume=True)
 
 
-def _recorded(folder: Path) -> Mapping[str, Any]:
-    """The config.json of a run, with every entry that a resumption needs."""
+def recorded(folder: Path) -> Mapping[str, Any]:
+    """The config.json of a run; RunError where it lacks an entry that a resumption needs."""
     path = folder / "config.json"
     if not path.is_file():
         raise RunError(f"{folder} is not a run: it has no config.json")

@@ -4,7 +4,7 @@ import io
 import re
 from collections.abc import Mapping
 from contextlib import redirect_stderr
-from dataclasses import dataclass, field, fields, make_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from offrl.experiment import (
     Run,
     check_names,
     plan,
+    recorded,
     refuse_existing,
     resume_run,
     start_run,
@@ -28,7 +29,7 @@ from offrl.registry import find_agent
 from offrl.training import TrainConfig
 
 USAGE = f"""usage: offrl train --agent NAME --dataset NAME_OR_PATH [settings]
-       offrl train --resume DIR
+       offrl train --resume DIR [--wandb PROJECT]
 
 agents: {", ".join(AGENTS)}, or package.module:Class of your own
 
@@ -55,14 +56,17 @@ def main(argv: list[str]) -> int:
     first = Parser("offrl train", add_help=False, allow_abbrev=False)
     first.add_argument("--agent")
     first.add_argument("--resume")
+    first.add_argument("--wandb")
     first.add_argument("-h", "--help", action="store_true")
     chosen, rest = first.parse_known_args(argv)
     if chosen.resume is not None:
         if rest or chosen.agent:
             raise ConfigError(
-                "--resume takes no other setting: a run goes on with those that it began with"
+                "--resume takes no other setting than --wandb: a run goes on with those that it "
+                "began with"
             )
-        _report(resume_run(Path(chosen.resume)))
+        folder = Path(chosen.resume)
+        _report(resume_run(folder, callbacks=_callbacks(chosen.wandb, recorded(folder))))
         return 0
     if chosen.agent is None:
         if chosen.help or not argv:
@@ -81,13 +85,16 @@ def main(argv: list[str]) -> int:
     _, _, train, agent_config = _parse(argv, resolved.train, resolved.agent_config)
     resolved = replace(resolved, train=train, agent_config=agent_config)
     _announce(resolved)
-    callbacks: list[Callback] = []
-    if run.wandb is not None:
-        from offrl.wandb_callback import WandbCallback
-
-        callbacks.append(WandbCallback(run.wandb, resolved.record()))
-    _report(start_run(resolved, run.out, callbacks))
+    _report(start_run(resolved, run.out, _callbacks(run.wandb, resolved.record())))
     return 0
+
+
+def _callbacks(wandb: str | None, record: Mapping[str, Any]) -> list[Callback]:
+    if wandb is None:
+        return []
+    from offrl.wandb_callback import WandbCallback
+
+    return [WandbCallback(wandb, record)]
 
 
 def _parse(
@@ -142,7 +149,12 @@ def _announce(plan: Plan) -> None:
     if plan.recipe == "none":
         print(f"{plan.agent}: its default settings, no recipe")
     else:
-        values = ", ".join(f"{k}={v}" for k, v in plan.recipe_values.items()) or "the defaults"
+        used = {**asdict(plan.train), **asdict(plan.agent_config)}
+        values = ", ".join(
+            f"{k}={used[k]}" + ("" if used[k] == v else f" instead of {v}")
+            for k, v in plan.recipe_values.items()
+        )
+        values = values or "the defaults"
         print(f"{plan.agent}: recipe {plan.recipe} ({values})")
     if plan.env is None:
         print(

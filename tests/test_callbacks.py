@@ -133,6 +133,10 @@ def test_the_command_logs_to_wandb(wandb: FakeWandb, tmp_path: Path) -> None:
     (started,) = wandb.started
     assert started["project"] == "mine" and started["config"]["train"]["steps"] == 4
     assert [step for step, _ in wandb.runs[0].rows] == [4, 4]
+    (last,) = (tmp_path / "run" / "checkpoints").iterdir()
+    last.rename(tmp_path / "lost")
+    assert main(["train", "--resume", str(tmp_path / "run"), "--wandb", "mine"]) == 0
+    assert wandb.started[1]["project"] == "mine" and wandb.runs[1].rows == wandb.runs[0].rows
 
 
 def test_without_the_package_nothing_is_begun(

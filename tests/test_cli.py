@@ -225,12 +225,14 @@ def config_of(out: Path) -> Any:
 
 
 def test_a_flag_overrides_the_recipe_even_with_the_class_default(
-    files: Path, tmp_path: Path
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = str(files / "halfcheetah-medium-v2.hdf5")
     common = ["train", "--agent", "prdc", "--dataset", data, "--env", "none", *SHORT]
     assert main([*common, "--out", str(tmp_path / "a")]) == 0
+    assert "prdc: recipe halfcheetah (alpha=40.0, beta=2.0)" in capsys.readouterr().out
     assert main([*common, "--alpha", "2.5", "--out", str(tmp_path / "b")]) == 0
+    assert "(alpha=2.5 instead of 40.0, beta=2.0)" in capsys.readouterr().out
     assert main([*common, "--recipe", "antmaze", "--out", str(tmp_path / "c")]) == 0
     assert main([*common, "--recipe", "none", "--out", str(tmp_path / "d")]) == 0
     a, b, c, d = (config_of(tmp_path / name) for name in "abcd")

@@ -1,33 +1,26 @@
-"""Runs: what they write, what is best, how they fail, and agents of one's own."""
+"""Runs: what they write, what is best, and how they fail."""
 
 import multiprocessing
 import os
 import resource
 import signal
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
 from dataset_files import d4rl_arrays
-from problems import ACT, OBS, Drift, walk
-from torch import Tensor, nn
+from problems import ACT, Drift, walk
 
-import offrl
 from offrl import checkpoints
-from offrl.agent import Agent
 from offrl.agents import BC
-from offrl.datasets.offline import OfflineDataset, Spec
+from offrl.datasets.offline import OfflineDataset
 from offrl.errors import ConfigError, DataError, OffrlError, RunError
 from offrl.experiment import plan, resume_run, train
 from offrl.files import read_json
-from offrl.losses import action_error
-from offrl.networks import Learners, Linear
-from offrl.optim import adam
 from offrl.policy import load_policy
 from offrl.types import Batch, Metrics, Noise
 
@@ -363,124 +356,6 @@ def test_a_disk_that_fills_up_in_the_middle(large: Path, tmp_path: Path) -> None
     names = ("metrics.csv", "policy/policy.safetensors", "summary.json")
     for name in (*names, "checkpoints/step-000000300/state.safetensors"):
         assert (out / name).read_bytes() == (large / name).read_bytes()
-
-
-# -- agents of one's own ------------------------------------------------------------------------
-
-
-class Bias(nn.Module):
-    """The smallest actor: one layer."""
-
-    def __init__(self, obs_dim: int, act_dim: int, learners: Learners | None = None) -> None:
-        super().__init__()
-        self.sizes = {"obs_dim": obs_dim, "act_dim": act_dim}
-        self.layer = Linear(obs_dim, act_dim, learners or Learners((0,)))
-
-    def mode(self, obs: Tensor) -> Tensor:
-        return torch.tanh(self.layer(obs))
-
-    def sample(self, obs: Tensor, noise: Tensor) -> Tensor:
-        return (self.mode(obs) + 0.1 * noise).clamp(-1, 1)
-
-    def spec(self) -> dict[str, Any]:
-        return {"type": "Bias", **self.sizes}
-
-
-@dataclass(frozen=True)
-class OwnConfig:
-    """Two settings of its own."""
-
-    lr: float = 1e-2
-    shrink: float = 0.0  # weight decay, by hand
-
-
-class Own(Agent):
-    """Imitation with an actor that offrl does not have."""
-
-    config: OwnConfig
-    config_class = OwnConfig
-    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {"locomotion": {"shrink": 0.5}}
-
-    def __init__(self, spec: Spec, config: OwnConfig, learners: Learners) -> None:
-        super().__init__(spec, config, learners)
-        self.actor = Bias(self.obs_dim, self.act_dim, learners)
-        self.actor_opt = adam(self.actor.parameters(), config.lr)
-
-    def update(self, batch: Batch, noise: Noise, phase: int) -> Metrics:
-        return self.minimize(self.actor_opt, self.actor_loss, batch)
-
-    def actor_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        return action_error(self.actor.mode(batch.obs), batch.action).mean(-1), {}
-
-    def validate(self, batch: Batch) -> Metrics:
-        return {"own_error": self.actor_loss(batch)[0]}
-
-
-OWN = {k: v for k, v in SETTINGS.items() if k != "hidden"}
-
-
-def test_an_agent_of_one_s_own(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    run = offrl.train(Own, walk(12), env=Drift, out=out, seeds=2, shrink=0.25, **OWN)
-    record = read_json(out / "config.json")
-    assert record["agent"] == f"{__name__}:Own" and record["agent_config"]["shrink"] == 0.25
-    assert record["env"].endswith(":Drift") and record["env_is_callable"]
-    policy = load_policy(run.folders[0], actor=Bias)
-    obs = np.ones((4, OBS), np.float32)
-    assert policy.predict(obs).shape == (4, ACT)
-    assert (policy.predict(obs) == run.predict(obs)).all()
-    with pytest.raises(ConfigError, match="Bias"):
-        load_policy(run.folders[0])
-    with pytest.raises(RunError, match="pass that function as env="):
-        resume_run(out, dataset=walk(12))
-    by_name = f"{__name__}:Own"
-    offrl.train(by_name, walk(12), env=Drift, out=tmp_path / "b", seeds=2, shrink=0.25, **OWN)
-    for name in ("metrics.csv", "policy/policy.safetensors"):
-        first, second = (tmp_path / r / "seed-0" / name for r in ("run", "b"))
-        assert first.read_bytes() == second.read_bytes()
-
-
-def test_the_best_of_one_s_own_measure(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"which Own does not measure.* validation/own_error"):
-        train(Own, walk(12), env=None, out=tmp_path / "run", **OWN)
-    best_by = "validation/own_error"
-    run = train(Own, walk(12), env=None, out=tmp_path / "run", best_by=best_by, **OWN)
-    assert run.summaries[0]["best"]["validation/own_error"] > 0
-
-
-def test_a_class_that_cannot_be_imported_is_passed_again(tmp_path: Path) -> None:
-    class Local(Own):
-        pass
-
-    train(Local, walk(12), env=None, out=tmp_path / "run", best_by="validation/own_error", **OWN)
-    with pytest.raises(ConfigError, match="cannot be imported"):
-        train(resume=tmp_path / "run", dataset=walk(12))
-    train(Local, walk(12), env=None, resume=tmp_path / "run")
-    with pytest.raises(RunError, match=r"is a run of .*Local, not of bc"):
-        train("bc", walk(12), resume=tmp_path / "run")
-
-
-def test_settings_must_not_have_the_names_of_a_run_s(tmp_path: Path) -> None:
-    @dataclass(frozen=True)
-    class Clash:
-        seed: int = 0
-
-    @dataclass(frozen=True)
-    class Needs:
-        lr: float
-
-    class Plain:
-        lr = 0.1
-
-    for config, said in (
-        (Clash, "Clash.seed has the name of a setting that every run has"),
-        (Needs, "needs a default for every field"),
-        (Plain, "is not a dataclass"),
-    ):
-        cls = type("Odd", (Own,), {"config_class": config})
-        with pytest.raises(ConfigError, match=said):
-            train(cls, walk(), env=None, out=tmp_path / "run")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_environment_is_closed_after_it_was_compared(tmp_path: Path) -> None:
