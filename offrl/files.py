@@ -1,5 +1,6 @@
 """Writing so that a failure or a kill leaves the old file or the new one, never half of either."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -60,6 +61,31 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     sync_folder(path.parent)
+
+
+@contextmanager
+def sole_use(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, so that no second process continues it at the same time.
+
+    The lock ends with the process, however it ends. Raises RunError where the folder is held, or
+    is not there.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise RunError(f"{folder} cannot be opened: {error}") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"another process is training in {folder}; wait for its end, or stop it"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(path: Path) -> None:

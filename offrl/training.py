@@ -26,7 +26,7 @@ from offrl.datasets.replay import Replay
 from offrl.errors import ConfigError, RunError, near
 from offrl.evaluation import Evaluation, evaluate
 from offrl.feed import Feed
-from offrl.files import write_json
+from offrl.files import sole_use, write_json
 from offrl.metrics import Meter, RunLog, cut_back
 from offrl.optim import move_rates, products_in
 from offrl.policy import Policy
@@ -141,15 +141,17 @@ class Trainer:
         """Train to the last step; `resume` continues from the newest checkpoint.
 
         SIGTERM and Ctrl-C save first, then raise Interrupted. Raises RunError where a folder
-        cannot be written or a metric is no longer finite.
+        cannot be written or is in use, and where a metric is no longer finite.
         """
-        if resume:
-            self._load()
         with ExitStack() as opened:
+            for folder in self.folders:
+                opened.enter_context(sole_use(folder))
+            if resume:
+                self._load()
             resume_at = self.step if resume else None
             logs = [opened.enter_context(closing(RunLog(f, resume_at))) for f in self.folders]
             self._loop(logs)
-        self._finish()
+            self._finish()
 
     def _loop(self, logs: Sequence[RunLog]) -> None:
         steps, cfg, agent = self.config.steps, self.config, self.agent

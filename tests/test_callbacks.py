@@ -18,7 +18,7 @@ from offrl.wandb_callback import WandbCallback
 
 SETTINGS = {
     **{"steps": 8, "batch_size": 4, "hidden": (4,), "log_every": 2, "eval_every": 4},
-    **{"eval_episodes": 2, "checkpoint_every": 8, "validation": 0.25},
+    **{"eval_episodes": 2, "checkpoint_every": 8, "validation": 0.25, "device": "cpu"},
 }
 
 

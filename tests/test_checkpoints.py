@@ -12,12 +12,12 @@ from test_resume import results
 from offrl import checkpoints
 from offrl.errors import OffrlError, RunError
 from offrl.experiment import resume_run, train
-from offrl.files import read_json, write_json
+from offrl.files import read_json, sole_use, write_json
 from offrl.metrics import RunLog, cut_back
 
 SETTINGS = {
     **{"steps": 12, "batch_size": 4, "hidden": (4,), "log_every": 2, "eval_every": 4},
-    **{"checkpoint_every": 6, "validation": 0.25},
+    **{"checkpoint_every": 6, "validation": 0.25, "device": "cpu"},
 }
 LAST = "checkpoints/step-000000012"
 
@@ -119,9 +119,19 @@ def test_performance_goes_on_where_the_checkpoint_was(run: Path) -> None:
 
 def test_a_learner_without_its_checkpoint_is_named(tmp_path: Path) -> None:
     train("bc", walk(), env=None, out=tmp_path / "run", seeds=2, **SETTINGS)
-    shutil.rmtree(tmp_path / "run" / "seed-1")
-    with pytest.raises(RunError, match=r"seed-1/checkpoints has none"):
+    shutil.rmtree(tmp_path / "run" / "seed-1" / "checkpoints")
+    with pytest.raises(RunError, match="seed-1/checkpoints has none"):
         resume_run(tmp_path / "run", dataset=walk())
+    shutil.rmtree(tmp_path / "run" / "seed-1")
+    with pytest.raises(RunError, match="seed-1 cannot be opened"):
+        resume_run(tmp_path / "run", dataset=walk())
+
+
+def test_a_run_that_goes_on_elsewhere_is_left_alone(run: Path) -> None:
+    shutil.rmtree(run / LAST)
+    with sole_use(run), pytest.raises(RunError, match="another process is training in"):
+        resume_run(run, dataset=walk())
+    resume_run(run, dataset=walk())
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:

@@ -15,7 +15,18 @@ from offrl.cli import COMMANDS, main
 from offrl.files import read_json
 
 EPISODES = [(10, "terminal"), (12, "timeout"), (9, "timeout")] * 4
-SHORT = ["--steps", "4", "--batch-size", "4", "--log-every", "2", "--hidden", "4"]
+SHORT = [
+    "--steps",
+    "4",
+    "--batch-size",
+    "4",
+    "--log-every",
+    "2",
+    "--device",
+    "cpu",
+    "--hidden",
+    "4",
+]
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ from offrl.types import Batch, Metrics, Noise
 
 OWN = {
     **{"steps": 12, "batch_size": 4, "log_every": 2, "eval_every": 4, "eval_episodes": 2},
-    **{"checkpoint_every": 6},
+    **{"checkpoint_every": 6, "device": "cpu"},
 }
 
 

@@ -23,7 +23,7 @@ NAMES = sorted(AGENTS)
 STEPS = 150
 SETTINGS = {
     **{"steps": STEPS, "batch_size": 8, "hidden": (8, 8), "log_every": 15, "eval_every": 30},
-    **{"eval_episodes": 2, "checkpoint_every": 10, "validation": 0.25},
+    **{"eval_episodes": 2, "checkpoint_every": 10, "validation": 0.25, "device": "cpu"},
 }
 
 

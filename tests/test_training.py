@@ -26,7 +26,7 @@ from offrl.types import Batch, Metrics, Noise
 
 SETTINGS = {
     **{"steps": 12, "batch_size": 4, "hidden": (4,), "log_every": 2, "eval_every": 4},
-    **{"eval_episodes": 2, "checkpoint_every": 6},
+    **{"eval_episodes": 2, "checkpoint_every": 6, "device": "cpu"},
 }
 
 
