@@ -58,12 +58,12 @@ def find(path: str | os.PathLike[str]) -> Path:
     seeds = sorted(p.name for p in root.glob("seed-*") if (p / "policy" / HEADER).is_file())
     if seeds:
         raise RunError(f"{root} holds several learners; choose one of {', '.join(seeds)}")
-    best = root / "policy-best"
-    meanwhile = f", or give {best}, the best so far" if (best / HEADER).is_file() else ""
-    raise RunError(
-        f"{root}: no policy here (neither {HEADER} nor policy/{HEADER}). A run writes its policy "
-        f"at its end; finish one with offrl train --resume {root}{meanwhile}"
-    )
+    message = f"{root}: no policy here (neither {HEADER} nor policy/{HEADER})"
+    if (root / "config.json").is_file():
+        message += f"; a run writes it at its end: finish it with offrl train --resume {root}"
+        if (root / "policy-best" / HEADER).is_file():
+            message += f", or give {root / 'policy-best'}, the best so far"
+    raise RunError(message)
 
 
 def read(path: str | os.PathLike[str]) -> PolicyFile:
