@@ -5,8 +5,7 @@ from pathlib import Path
 from offrl.arguments import Parser
 from offrl.errors import RunError
 from offrl.evaluation import Evaluation, evaluate
-from offrl.experiment import Plan, Run, plan, resume_run, start_run
-from offrl.files import read_json
+from offrl.experiment import Plan, Run, plan, recorded, resume_run, start_run
 from offrl.plotting import plot
 from offrl.statistics import paired_difference
 
@@ -18,7 +17,7 @@ def main(argv: list[str]) -> int:
     parser = Parser(prog="offrl demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder; continued if begun")
     parser.add_argument("--dataset", default="halfcheetah-medium-replay", help="a shipped dataset")
-    parser.add_argument("--steps", type=int, default=40_000, help="updates of each agent")
+    parser.add_argument("--steps", type=int, default=50_000, help="updates of each agent")
     parser.add_argument("--episodes", type=int, default=20, help="common starts to play at the end")
     parser.add_argument("--seed", type=int, default=0, help="of weights, batches and noise")
     arguments = parser.parse_args(argv)
@@ -44,7 +43,7 @@ def _trained(planned: Plan, folder: Path) -> Run:
     """A new run, or the rest of one that was begun here with the same settings."""
     if not (folder / "config.json").exists():
         return start_run(planned, folder)
-    begun, asked = read_json(folder / "config.json"), planned.record()
+    begun, asked = recorded(folder), planned.record()
     if any(begun[part] != asked[part] for part in ("train", "data", "dataset")):
         raise RunError(f"{folder} was begun with other settings; choose another --out")
     return resume_run(folder)

@@ -10,7 +10,7 @@ from offrl.cli import main
 
 TEXT = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 SHORTER = {
-    "steps=100_000": "steps=40",
+    "steps=50_000": "steps=40",
     "--steps 100000": "--steps 40",
     "episodes=20": "episodes=2",
     "--episodes 20": "--episodes 2",
