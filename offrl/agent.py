@@ -4,6 +4,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from types import FunctionType
 from typing import Any, ClassVar
 
 import torch
@@ -139,8 +140,17 @@ class Agent(nn.Module, ABC):
             return function
         # Without this setting a gradient inside the graph is refused rather than traced.
         torch._dynamo.config.trace_autograd_ops = True
+
+        def entry(*args: Any) -> Any:
+            return function(*args)
+
+        # Graphs are kept, and counted against a limit, by code object. One of its own for each
+        # function lets a process train any number of agents.
+        own = FunctionType(
+            entry.__code__.replace(), entry.__globals__, entry.__name__, None, entry.__closure__
+        )
         compiled: Callable[..., Any] = torch.compile(
-            function, backend=self.backend, fullgraph=True, dynamic=False
+            own, backend=self.backend, fullgraph=True, dynamic=False
         )
         return compiled
 

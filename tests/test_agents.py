@@ -178,6 +178,15 @@ def test_compiled_graphs_equal_eager(name: str) -> None:
         )
 
 
+@pytest.mark.compiled
+def test_a_process_can_compile_any_number_of_agents() -> None:
+    limit = torch._dynamo.config.recompile_limit
+    for _ in range(limit + 1):
+        agent, replay = build("bc", walk(episodes=2))
+        agent.backend = "aot_eager"
+        updates(agent, replay, 1)
+
+
 @pytest.mark.slow
 @pytest.mark.compiled
 @pytest.mark.parametrize("name", ["prdc", "iql"])
