@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from importlib import metadata
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -100,6 +101,16 @@ def test_the_tested_versions_are_in_the_ranges() -> None:
     tested = {canonicalize_name(name): version for name, version in pins.items()}
     for name, requirement in _requirements("test", "dev", "robot", "video").items():
         assert requirement.specifier.contains(tested[name]), name
+
+
+def test_what_mujoco_environments_need_is_required() -> None:
+    """Gymnasium names it in an extra, which the installation of offrl does not ask for."""
+    asked = [Requirement(text) for text in metadata.requires("gymnasium") or []]
+    needed = {r.name for r in asked if r.marker and r.marker.evaluate({"extra": "mujoco"})}
+    needed -= {r.name for r in asked if not r.marker or r.marker.evaluate({"extra": ""})}
+    assert {"mujoco", "imageio"} <= needed
+    # minari and matplotlib bring the reader of version numbers.
+    assert needed - {"packaging"} <= set(_requirements())
 
 
 def test_every_import_is_declared() -> None:
