@@ -88,7 +88,7 @@ def main() -> int:
     if arguments.whole:
         whole(data, arguments.whole, arguments.updates)
         return 0
-    print(f"{data.name}, batch {BATCH}, one thread, {torch.__version__}; ms of processor time")
+    print(f"{data.name}, batch {BATCH}, one thread, {torch.__version__}; ms of processor time\n")
     print("| agent | variant | plain or alone | ours | times as fast |")
     print("|---|---|---|---|---|")
     for name in arguments.agents:
@@ -117,7 +117,7 @@ def whole(data: OfflineDataset, names: list[str], updates: int) -> None:
     """Two agents over a whole run in turns of 1000 updates, the first 5000 apart."""
     a, b = (Ours(name, data, "eager", "float32") for name in names)
     times = [(seconds(a.run, 1_000), seconds(b.run, 1_000)) for _ in range(updates // 1_000)]
-    print(f"{data.name}, {updates:,} updates, eager, float32; ms of processor time an update")
+    print(f"{data.name}, {updates:,} updates, eager, float32; ms of processor time an update\n")
     print(f"| updates | {names[0]} | {names[1]} | ratio |")
     print("|---|---|---|---|")
     for label, part in (("0 to 5k", times[:5]), ("5k on", times[5:]), ("all", times)):
