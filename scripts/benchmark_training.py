@@ -86,9 +86,9 @@ def main() -> int:
     parser.add_argument("--updates", type=int, default=100_000, help="length of a whole run")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    data = load_dataset(arguments.dataset)
     # Lists of neighbours that an earlier run left on disk would hide what making them costs.
     os.environ["OFFRL_CACHE"] = tempfile.mkdtemp()
-    data = load_dataset(arguments.dataset)
     if arguments.whole:
         whole(data, arguments.whole, arguments.updates)
         return 0
