@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from offrl.actors import DeterministicActor
 from offrl.agent import Agent
 from offrl.checks import check_intervals
 from offrl.datasets.offline import OfflineDataset, Spec
 from offrl.datasets.replay import Replay
 from offrl.losses import action_error
-from offrl.networks import DeterministicActor, Learners
+from offrl.networks import Learners
 from offrl.optim import adam
 from offrl.types import Batch, Metrics, Noise
 

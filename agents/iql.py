@@ -20,11 +20,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from offrl.actors import GaussianActor
 from offrl.agent import Agent
 from offrl.checks import check_choice, check_intervals
+from offrl.critics import Critic, Value
 from offrl.datasets.offline import Spec
 from offrl.losses import expectile_loss, td_loss, td_target
-from offrl.networks import Critic, GaussianActor, Learners, Value
+from offrl.networks import Learners
 from offrl.optim import adam, polyak_update, set_lr, target_of
 from offrl.regularizers import advantage_weight
 from offrl.types import Batch, Metrics, Noise

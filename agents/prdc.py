@@ -23,14 +23,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from offrl.actors import DeterministicActor
 from offrl.agent import Agent
 from offrl.checks import check_intervals
+from offrl.critics import Critic
 from offrl.datasets.offline import Spec
 from offrl.datasets.replay import Replay
 from offrl.files import cache_folder
 from offrl.losses import action_error, smoothed_action, td_loss, td_target
 from offrl.nearest import NearestAction
-from offrl.networks import Critic, DeterministicActor, Learners
+from offrl.networks import Learners
 from offrl.optim import adam, polyak_update, target_of
 from offrl.regularizers import q_scale
 from offrl.types import Batch, Metrics, Noise

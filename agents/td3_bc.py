@@ -18,11 +18,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from offrl.actors import DeterministicActor
 from offrl.agent import Agent
 from offrl.checks import check_intervals
+from offrl.critics import Critic
 from offrl.datasets.offline import Spec
 from offrl.losses import action_error, smoothed_action, td_loss, td_target
-from offrl.networks import Critic, DeterministicActor, Learners
+from offrl.networks import Learners
 from offrl.optim import adam, polyak_update, target_of
 from offrl.regularizers import q_scale
 from offrl.types import Batch, Metrics, Noise

@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from offrl import policy_format
+from offrl.actors import actor_from_spec
 from offrl.datasets.offline import Spec
 from offrl.errors import ConfigError, RunError
-from offrl.networks import actor_from_spec
 from offrl.policy_base import F32, BasePolicy
 from offrl.policy_format import PolicyFile
 

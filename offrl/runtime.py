@@ -12,7 +12,7 @@ from offrl.errors import ConfigError, RunError
 from offrl.policy_base import F32, BasePolicy
 from offrl.policy_format import PolicyFile
 
-LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0  # the clamp of offrl.networks.GaussianActor
+LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0  # the clamp of offrl.actors.GaussianActor
 ACTORS = ("DeterministicActor", "GaussianActor")
 
 

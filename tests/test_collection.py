@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from stable_baselines3 import SAC as Learner
 from tiny_env import ENV_ID, LIMIT, Drift
 
+from offrl.actors import DeterministicActor, GaussianActor
 from offrl.cli import main
 from offrl.datasets.collection import Request, collect
 from offrl.datasets.loading import load_dataset
@@ -31,7 +32,7 @@ from offrl.datasets.sac import (
 from offrl.datasets.staged import spec_of
 from offrl.datasets.staging import Recorder, Staging
 from offrl.errors import ConfigError, DataError, RunError
-from offrl.networks import DeterministicActor, GaussianActor, Learners
+from offrl.networks import Learners
 from offrl.policy import Policy
 
 SPEC = spec_of(Drift())

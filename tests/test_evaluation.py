@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from offrl.actors import DeterministicActor, GaussianActor
 from offrl.datasets.offline import Reference, Spec
 from offrl.envs import make
 from offrl.errors import ConfigError, RunError
 from offrl.evaluation import Evaluation, evaluate, start_seed
-from offrl.networks import DeterministicActor, GaussianActor, Learners
+from offrl.networks import Learners
 from offrl.policy import Policy
 from offrl.policy_base import BasePolicy, Slots
 

@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from offrl.actors import DeterministicActor
 from offrl.datasets.offline import Spec
 from offrl.errors import ConfigError, RunError
 from offrl.evaluation import evaluate
 from offrl.evaluation_cli import find_targets, main
-from offrl.networks import DeterministicActor, Learners
+from offrl.networks import Learners
 from offrl.policy import Policy, load_policy
 
 REFERENCE = {"min": 0.0, "max": 50.0, "source": "a table"}

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import TypeCheckError
 from torch import Tensor
 
+from offrl.critics import Critic
 from offrl.losses import action_error, expectile_loss, smoothed_action, td_loss, td_target
-from offrl.networks import MLP, Critic, Learners
+from offrl.networks import MLP, Learners
 from offrl.optim import adam, parameters_of, polyak_update, set_lr, target_of
 from offrl.regularizers import advantage_weight, q_scale
 

@@ -7,20 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from offrl.actors import DeterministicActor, GaussianActor, Spread, actor_from_spec
+from offrl.critics import Critic, Value
 from offrl.errors import ConfigError
-from offrl.networks import (
-    MLP,
-    Critic,
-    DeterministicActor,
-    GaussianActor,
-    Learners,
-    Linear,
-    Spread,
-    Value,
-    actor_from_spec,
-    learner_view,
-    seed_axes,
-)
+from offrl.networks import MLP, Learners, Linear, learner_view, seed_axes
 from offrl.streams import Stream
 
 OBS, ACT, BATCH, HIDDEN = 3, 2, 7, (8, 5)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from offrl.actors import DeterministicActor, GaussianActor
 from offrl.datasets.offline import Spec
 from offrl.errors import ConfigError, DataError, RunError
-from offrl.networks import DeterministicActor, GaussianActor, Learners
+from offrl.networks import Learners
 from offrl.policy import Policy, load_policy
 
 INF = float("inf")

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from offrl import networks, policy, runtime
+from offrl import actors, policy, runtime
+from offrl.actors import DeterministicActor, GaussianActor
 from offrl.datasets.offline import Spec
 from offrl.errors import ConfigError, RunError
-from offrl.networks import DeterministicActor, GaussianActor, Learners
+from offrl.networks import Learners
 
 INF = float("inf")
 SPEC = Spec((-INF,) * 11, (INF,) * 11, (-1.0, -2.0, 0.0), (1.0, 2.0, 1.0))
@@ -59,8 +60,8 @@ def test_numpy_and_torch_give_the_same_actions(tmp_path: Path, kind: Any) -> Non
 
 def test_the_clamp_is_that_of_the_network() -> None:
     assert (runtime.LOG_STD_MIN, runtime.LOG_STD_MAX) == (
-        networks.LOG_STD_MIN,
-        networks.LOG_STD_MAX,
+        actors.LOG_STD_MIN,
+        actors.LOG_STD_MAX,
     )
 
 
