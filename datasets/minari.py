@@ -29,6 +29,7 @@ from offrl.envs.references import reference_for
 from offrl.errors import DataError, MissingDependencyError
 
 METADATA, MAIN_FILE = "metadata.json", "main_data.hdf5"
+NEXT_OBS = "next_observations"  # among an episode's infos, where the next row does not say it
 DAMAGE = (  # what minari, h5py and json raise for files that are broken or of another kind
     *(AssertionError, AttributeError, LookupError, MemoryError),
     *(OSError, RuntimeError, TypeError, ValueError),
@@ -60,6 +61,9 @@ def load_minari(path: Path, name: str | None = None) -> OfflineDataset:
         known = np.array([m.get("final_observation_known", True) for m in info], np.bool_)
         obs_dim = len(spec.obs_low)
         rows, starts = allocate(lengths, obs_dim, _action_columns(spec))
+        ours = metadata.get("offrl", {})
+        marks = {name: np.zeros(len(rows), np.bool_) for name in ours.get("marks", ())}
+        next_obs = np.zeros((len(rows), obs_dim), np.float32) if ours.get("next_obs") else None
         episodes = (episode for b in _batches(source) for episode in source.iterate_episodes(b))
         for e, episode in enumerate(episodes):
             begin, steps = int(starts[e]), int(lengths[e])
@@ -70,6 +74,10 @@ def load_minari(path: Path, name: str | None = None) -> OfflineDataset:
                 body[:, obs_dim:-3] = np.asarray(episode.actions).reshape(steps, -1)
                 body[:, -3], body[:, -2] = episode.rewards, episode.terminations
                 body[:, -1] = episode.truncations
+                for key, mark in marks.items():
+                    mark[begin : begin + steps] = episode.infos[key]
+                if next_obs is not None:
+                    next_obs[begin : begin + steps] = episode.infos[NEXT_OBS]
             except ValueError as error:
                 raise DataError(
                     f"{path}: episode {e} says it has {steps} steps, but its columns do not: "
@@ -77,7 +85,6 @@ def load_minari(path: Path, name: str | None = None) -> OfflineDataset:
                 ) from error
     dataset_id = str(metadata["dataset_id"])
     env_spec = source.env_spec
-    ours = metadata.get("offrl", {})
     return OfflineDataset(
         rows,
         starts,
@@ -99,6 +106,8 @@ def load_minari(path: Path, name: str | None = None) -> OfflineDataset:
             },
         },
         problems=tuple(ours.get("problems", ())),
+        next_obs=next_obs,
+        marks=marks,
     )
 
 
@@ -143,7 +152,8 @@ def write_minari(
     Observations and rewards are float32, as they are in memory. The folder appears complete or
     not at all. An episode that ends without a flag is written as truncated; one whose final
     observation is unknown repeats the last and carries the attribute
-    `final_observation_known = False`. Raises DataError if `path` exists.
+    `final_observation_known = False`. Marks, and next observations that are not those of the
+    row after, are written among the infos, one entry a step. Raises DataError if `path` exists.
     """
     if path.exists():
         raise DataError(f"{path} exists and is not overwritten; choose another folder")
@@ -301,6 +311,10 @@ def _write_episodes(dataset: OfflineDataset, path: Path) -> None:
                 columns["observations"] = block[:, :o]
             else:
                 columns |= {f"observations/{k}": block[:, a:b] for k, (a, b) in keys.items()}
+            stop = begin + steps
+            columns |= {f"infos/{k}": mark[begin:stop] for k, mark in dataset.marks.items()}
+            if dataset.next_obs is not None:
+                columns[f"infos/{NEXT_OBS}"] = dataset.next_obs[begin:stop]
             for name, values in columns.items():
                 group.create_dataset(name, data=values, track_times=False)
 
@@ -333,6 +347,10 @@ def _metadata(dataset: OfflineDataset, dataset_id: str) -> dict[str, Any]:
         metadata["env_spec"] = env_spec
     ours: dict[str, Any] = {"name": dataset.name, "provenance": dict(dataset.provenance)}
     ours["problems"] = list(dataset.problems)
+    if dataset.marks:
+        ours["marks"] = list(dataset.marks)
+    if dataset.next_obs is not None:
+        ours["next_obs"] = True
     if dataset.reference is not None:
         metadata["ref_min_score"] = dataset.reference.min
         metadata["ref_max_score"] = dataset.reference.max

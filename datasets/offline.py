@@ -4,10 +4,12 @@
 
 An episode of T steps takes T + 1 rows. The last holds the observation after the last action, so a
 transition is the rows i and i + 1 and a window is the rows i .. i + h, with nothing stored twice.
+Only where data contradicts itself, as corrupted data does, is the observation that followed a
+step a column of its own.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -91,6 +93,8 @@ class OfflineDataset:
     time_limit: int | None = None  # steps after which the environment truncates
     provenance: Mapping[str, Any] = field(default_factory=dict)  # where from, and what was changed
     problems: tuple[str, ...] = ()  # found while reading; a sentence each
+    next_obs: F32 | None = None  # (rows, obs) what followed each step, if not the row after it
+    marks: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)  # (rows,) steps, by name
 
     def __post_init__(self) -> None:
         if self.num_episodes == 0:
@@ -103,6 +107,11 @@ class OfflineDataset:
                 f"{self.name}: rows have shape {self.rows.shape}, but the spec and the episodes' "
                 f"lengths ask for {(self.num_steps + self.num_episodes, width)}"
             )
+        following = {} if self.next_obs is None else {"next_obs": self.next_obs}
+        for what, column in {**self.marks, **following}.items():
+            shape = (len(self.rows), *((self.obs_dim,) if what in following else ()))
+            if column.shape != shape:
+                raise DataError(f"{self.name}: {what} has shape {column.shape} instead of {shape}")
         self._repeat_unknown_finals()
         self._refuse_non_finite()
 
@@ -111,6 +120,8 @@ class OfflineDataset:
         self.rows[last, : self.obs_dim] = self.rows[last - 1, : self.obs_dim]
 
     def _refuse_non_finite(self) -> None:
+        if self.next_obs is not None and not np.isfinite(self.next_obs).all():
+            raise DataError(f"{self.name}: next_obs has values that are not finite")
         for begin in range(0, len(self.rows), CHUNK):
             bad = ~np.isfinite(self.rows[begin : begin + CHUNK])
             if not bad.any():
@@ -213,17 +224,34 @@ class OfflineDataset:
         unusable = last[~self.final_known & (self.rows[last, -2] == 0)]
         return np.setdiff1d(self.step_rows, unusable, assume_unique=True)
 
-    def obs_moments(self) -> tuple[F64, F64]:
-        """Mean and population standard deviation of the observations that actions were taken at."""
+    def following(self, rows: I64) -> F32:
+        """(len(rows), obs) the observations after the steps of these rows."""
+        if self.next_obs is not None:
+            return self.next_obs[rows]
+        following: F32 = self.rows[rows + 1, : self.obs_dim]
+        return following
+
+    def obs_moments(self, with_next: bool = False) -> tuple[F64, F64]:
+        """Mean and population standard deviation of the observations that actions were taken at.
+
+        `with_next` takes those that followed as well, so that most observations count twice.
+        """
         rows = self.transition_rows()
         total, square = np.zeros(self.obs_dim), np.zeros(self.obs_dim)
+        count = len(rows) * (2 if with_next else 1)
+        for chunk in self._observed(rows, with_next):
+            total += chunk.sum(0, np.float64)
+        mean = total / count
+        for chunk in self._observed(rows, with_next):
+            square += np.square(chunk - mean).sum(0)
+        return mean, np.sqrt(square / count)
+
+    def _observed(self, rows: I64, with_next: bool) -> Iterator[F32]:
         for begin in range(0, len(rows), CHUNK):
-            total += self.rows[rows[begin : begin + CHUNK], : self.obs_dim].sum(0, np.float64)
-        mean = total / len(rows)
-        for begin in range(0, len(rows), CHUNK):
-            chunk = self.rows[rows[begin : begin + CHUNK], : self.obs_dim] - mean
-            square += np.square(chunk).sum(0)
-        return mean, np.sqrt(square / len(rows))
+            part = rows[begin : begin + CHUNK]
+            yield self.rows[part, : self.obs_dim]
+            if with_next:
+                yield self.following(part)
 
     def d4rl_transitions(self) -> dict[str, NDArray[Any]]:
         """The arrays of D4RL's `qlearning_dataset`, with its quirks.
@@ -243,7 +271,11 @@ class OfflineDataset:
         return {
             "observations": self.rows[rows[kept], :o],
             "actions": self.rows[rows[kept], o : o + a],
-            "next_observations": self.rows[rows[kept + 1], :o],
+            "next_observations": (
+                self.rows[rows[kept + 1], :o]
+                if self.next_obs is None
+                else self.next_obs[rows[kept]]
+            ),
             "rewards": self.rows[rows[kept], -3],
             "terminals": self.rows[rows[kept], -2] > 0,
         }
@@ -267,17 +299,18 @@ class OfflineDataset:
     def select(self, episodes: Sequence[int] | I64, note: str) -> "OfflineDataset":
         """These episodes alone, in the order given; `note` is added to the provenance."""
         chosen = np.asarray(episodes, np.int64)
-        rows, starts = allocate(self.lengths[chosen], self.obs_dim, self.act_dim)
-        for e, begin in zip(chosen, starts, strict=True):
-            size = int(self.lengths[e]) + 1
-            rows[begin : begin + size] = self.rows[self.starts[e] : self.starts[e] + size]
+        sizes = self.lengths[chosen] + 1
+        starts = np.cumsum(sizes) - sizes
+        rows = np.arange(sizes.sum()) + np.repeat(self.starts[chosen] - starts, sizes)
         history = [*self.provenance.get("selections", []), note]
         return replace(
             self,
-            rows=rows,
+            rows=self.rows[rows],
             starts=starts,
             lengths=self.lengths[chosen],
             final_known=self.final_known[chosen],
+            next_obs=None if self.next_obs is None else self.next_obs[rows],
+            marks={name: mark[rows] for name, mark in self.marks.items()},
             provenance={**self.provenance, "selections": history},
         )
 
@@ -312,6 +345,8 @@ class OfflineDataset:
         digest = hashlib.sha256()
         for array in (self.rows, self.starts, self.lengths, self.final_known):
             digest.update(np.ascontiguousarray(array).data)
+        if self.next_obs is not None:
+            digest.update(np.ascontiguousarray(self.next_obs).data)
         return digest.hexdigest()
 
     def __len__(self) -> int:

@@ -37,13 +37,15 @@ class Replay:
     reward_scale: float
     reward_shift: float
     fingerprint: str  # of the dataset and of every map above
+    next_obs: Float[Tensor, "rows obs"] | None = None  # where it is not that of the row after
 
     def __len__(self) -> int:
         return len(self.index)
 
     def to(self, where: torch.device | str | torch.dtype) -> "Replay":
         """On another device or in another float type."""
-        names = ("rows", "obs_mean", "obs_std", "action_mid", "action_half")
+        names = ["rows", "obs_mean", "obs_std", "action_mid", "action_half"]
+        names += [] if self.next_obs is None else ["next_obs"]
         moved = {n: getattr(self, n).to(where) for n in names}
         if not isinstance(where, torch.dtype):
             moved["index"] = self.index.to(where)
@@ -53,12 +55,13 @@ class Replay:
         """The transitions that begin at these rows."""
         o, a = len(self.obs_mean), len(self.action_mid)
         now, then = self.rows[row], self.rows[row + 1]
+        following = then[..., :o] if self.next_obs is None else self.next_obs[row]
         return Batch(
             obs=(now[..., :o] - self.obs_mean) / self.obs_std,
             action=(now[..., o : o + a] - self.action_mid) / self.action_half,
             reward=now[..., -3] * self.reward_scale + self.reward_shift,
             mask=1.0 - now[..., -2],
-            next_obs=(then[..., :o] - self.obs_mean) / self.obs_std,
+            next_obs=(following - self.obs_mean) / self.obs_std,
             next_action=(then[..., o : o + a] - self.action_mid) / self.action_half,
             index=row,
         )
@@ -68,13 +71,15 @@ def transitions(
     dataset: OfflineDataset,
     *,
     normalize_obs: bool = False,
+    normalize_with_next: bool = False,
     reward_scale: float = 1.0,
     reward_shift: float = 0.0,
     reward_by_return_range: bool = False,
 ) -> Replay:
     """The view that most agents use: one-step transitions.
 
-    `normalize_obs` standardises observations by the dataset's own moments. With
+    `normalize_obs` standardises observations by the dataset's own moments: of the observations at
+    which actions were taken, and `normalize_with_next` of those that followed too. With
     `reward_by_return_range` rewards are first multiplied by 1000 / (best - worst return) of the
     episodes; then `reward_scale` and `reward_shift` apply, in this order. Raises DataError where
     there is no transition.
@@ -86,7 +91,7 @@ def transitions(
     o = dataset.obs_dim
     mean, std = np.zeros(o), np.ones(o)
     if normalize_obs:
-        mean, deviation = dataset.obs_moments()
+        mean, deviation = dataset.obs_moments(normalize_with_next)
         std = deviation + STD_EPS
     if reward_by_return_range:
         returns = dataset.returns()
@@ -102,7 +107,9 @@ def transitions(
         action_half=torch.tensor((high - low) / 2, dtype=torch.float32),
         reward_scale=reward_scale,
         reward_shift=reward_shift,
-        fingerprint=f"{dataset.fingerprint}/{normalize_obs}/{reward_scale!r}/{reward_shift!r}",
+        fingerprint=f"{dataset.fingerprint}/{normalize_obs}/{reward_scale!r}/{reward_shift!r}"
+        + ("/with next" if normalize_obs and normalize_with_next else ""),
+        next_obs=None if dataset.next_obs is None else torch.from_numpy(dataset.next_obs),
     )
 
 
