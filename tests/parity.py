@@ -1,16 +1,17 @@
-"""An agent beside the flat transcription of its method: same weights, batches and noise."""
+"""An agent beside the flat transcription of its method: same weights, batches and noise.
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+The cases are those of the files in tests/methods.
+"""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import flat.bc
-import flat.iql
-import flat.prdc
-import flat.td3_bc
-import numpy as np
 import torch
-from problems import ACT, small_config, walk
+from parity_case import BATCH, TOTAL, Case, Layers, Trained
+from problems import walk
 from torch import Tensor, nn
 
 from offrl.agent import Agent
@@ -21,66 +22,16 @@ from offrl.feed import Feed
 from offrl.networks import Learners
 from offrl.optim import parameters_of
 
-BATCH = 16
-TOTAL = 40  # length that the schedules are told
 TOLERANCE = 1e-9  # of parameters
 METRICS_TOLERANCE = 1e-7  # they multiply what the parameters differ by, by data and by weights
-LR = 2.0**-10  # exact in float32, in which the optimisers hold it
-# Of noise that is cut as often as not, of weights that are, of targets that move.
-TD3 = {"policy_noise": 0.8, "noise_clip": 1.2, "gamma": 0.9, "lr": LR, "polyak": 0.1}
-EXTRACTION = {
-    "expectile": 0.8,
-    "beta": 3.0,
-    "max_weight": 1.05,
-    "gamma": 0.9,
-    "lr": LR,
-    "polyak": 0.1,
+
+METHODS: dict[str, ModuleType] = {
+    path.stem: importlib.import_module(f"methods.{path.stem}")
+    for path in sorted((Path(__file__).parent / "methods").glob("*.py"))
 }
-
-Layers = list[Tensor]
-Trained = tuple[dict[str, Layers], list[dict[str, Tensor]]]
-
-
-@dataclass(frozen=True)
-class Case:
-    agent: str
-    changes: Mapping[str, Any]
-    # Of the agent's networks, what the gradient of each objective can reach.
-    reach: Mapping[str, frozenset[str]]
-    # One whose first critics or advantages have both signs, and either critic is the smaller.
-    seed: int = 71
-    beside: tuple[int, ...] = ()  # seeds of learners stacked with it; it is the last
-    expected: list[Trained] = field(default_factory=list, compare=False)  # one, once worked out
-
-    @property
-    def config(self) -> Any:
-        return small_config(self.agent, hidden=(8, 6), **self.changes)
-
-
-def _reach(**objectives: str) -> dict[str, frozenset[str]]:
-    return {name: frozenset(nets.split()) for name, nets in objectives.items()}
-
-
-BC_REACH = _reach(actor_loss="actor")
-TD3_REACH = _reach(critic_loss="critic", actor_loss="actor critic")
-IQL_REACH = _reach(value_loss="value", actor_loss="actor", critic_loss="critic")
-
-CASES = {
-    "bc": Case("bc", {"lr": LR}, BC_REACH),
-    "percent_bc": Case("percent_bc", {"lr": LR, "top_fraction": 0.5}, BC_REACH),
-    "td3_bc": Case("td3_bc", {"alpha": 1.5, **TD3}, TD3_REACH),
-    "td3_bc-delay": Case("td3_bc", {"policy_delay": 3, **TD3}, TD3_REACH),
-    "prdc": Case("prdc", {"alpha": 1.5, "beta": 0.8, **TD3}, TD3_REACH),
-    "prdc-actions": Case("prdc", {"beta": 0.0, "policy_delay": 1, **TD3}, TD3_REACH),
-    "iql": Case("iql", EXTRACTION, IQL_REACH, seed=73),
-    "iql-dropout": Case(
-        "iql", {"dropout": 0.3, "actor_schedule": "constant", **EXTRACTION}, IQL_REACH, 88
-    ),
-    "bc-stacked": Case("bc", {"lr": LR}, BC_REACH, beside=(5,)),
-    "td3_bc-stacked": Case("td3_bc", {"alpha": 1.5, **TD3}, TD3_REACH, beside=(5,)),
-    "prdc-stacked": Case("prdc", {"alpha": 1.5, "beta": 0.8, **TD3}, TD3_REACH, beside=(5,)),
-    "iql-stacked": Case("iql", EXTRACTION, IQL_REACH, seed=73, beside=(5,)),
-}
+CASES: dict[str, Case] = {}
+for _method in METHODS.values():
+    CASES |= getattr(_method, "CASES", {})
 
 
 def data() -> OfflineDataset:
@@ -106,17 +57,17 @@ def run(agent: Agent, feed: Feed, count: int) -> list[dict[str, Tensor]]:
     return history
 
 
-def networks_of(agent: Agent) -> dict[str, Layers]:
-    """The last learner's networks as lists of weights and biases, each critic by itself."""
+def networks_of(agent: Agent, case: Case) -> dict[str, Layers]:
+    """The last learner's networks as lists of weights and biases, each member by itself."""
     found: dict[str, Layers] = {}
     learner = (-1,) if agent.learners.shape else ()
     for name, net in agent.named_children():
-        members: dict[str, tuple[int, ...]] = {name: ()}
-        if name.startswith("critic"):
-            members = {"q1": (0,), "q2": (1,)}
-        for short, member in members.items():
+        base, target = name.removesuffix("_target"), "_target" * name.endswith("_target")
+        members = range(case.members.get(base, 0))
+        short = "q" if base == "critic" else base
+        places = {f"{short}{k + 1}{target}": (k,) for k in members} or {name: ()}
+        for key, member in places.items():
             entries = {k: p.detach()[member + learner] for k, p in net.named_parameters()}
-            key = name.replace("critic", short)
             found[key] = [p.clone() for k, p in entries.items() if not k.endswith("log_std")]
             if spread := [p.clone() for k, p in entries.items() if k.endswith("log_std")]:
                 found["log_std"] = spread
@@ -126,54 +77,17 @@ def networks_of(agent: Agent) -> dict[str, Layers]:
 def flat_run(case: Case, count: int) -> Trained:
     """The transcription's networks and metrics, from the agent's first weights and batches."""
     cls, _ = AGENTS[case.agent]
-    config, dataset = case.config, data()
-    if case.agent == "percent_bc":
-        ranked = sorted(range(dataset.num_episodes), key=lambda e: -dataset.returns()[e])
-        chosen = sorted(ranked[: int(config.top_fraction * len(ranked))])
-        dataset = dataset.select(chosen, "chosen by hand")
-    agent = cls(dataset.spec, config, Learners((case.seed,))).to(torch.float64)
-    view = transitions(dataset, normalize_obs=config.normalize_obs).to(torch.float64)
-    feed = Feed(view, (case.seed,), BATCH, _noise_shapes(case))
+    dataset = case.chosen(case, data())
+    agent = cls(dataset.spec, case.config, Learners((case.seed,))).to(torch.float64)
+    normalize = getattr(case.config, "normalize_obs", False)
+    view = transitions(dataset, normalize_obs=normalize).to(torch.float64)
+    feed = Feed(view, (case.seed,), BATCH, case.noise)
     batches = []
     for step in range(count):
         batch, noise = feed.at(step)
         raw = torch.from_numpy(dataset.rows[batch.index.numpy(), -3]).double()
         batches.append({**vars(batch), **noise, "raw_reward": raw})
-    nets = networks_of(agent)
-    settings = {k: getattr(config, k) for k in _flat_settings(case)}
-    if case.agent in ("bc", "percent_bc"):
-        return flat.bc.train(nets, batches, **settings)
-    if case.agent == "td3_bc":
-        return flat.td3_bc.train(nets, batches, **settings)
-    if case.agent == "prdc":
-        everything = view.batch(view.index)
-        return flat.prdc.train(nets, batches, everything.obs, everything.action, **settings)
-    returns = [float(e["reward"].astype(np.float64).sum()) for e in _episodes(dataset)]
-    return flat.iql.train(nets, batches, returns, TOTAL, **settings)
-
-
-def _episodes(dataset: OfflineDataset) -> list[dict[str, Any]]:
-    return [dataset.episode(e) for e in range(dataset.num_episodes)]
-
-
-def _noise_shapes(case: Case) -> dict[str, tuple[int, ...]]:
-    if case.agent in ("td3_bc", "prdc"):
-        return {"target_action": (BATCH, ACT)}
-    if case.changes.get("dropout"):
-        return {f"dropout{i}": (BATCH, n) for i, n in enumerate(case.config.hidden)}
-    return {}
-
-
-def _flat_settings(case: Case) -> list[str]:
-    td3 = ["alpha", "policy_noise", "noise_clip", "policy_delay", "gamma", "lr", "polyak"]
-    iql = ["expectile", "beta", "max_weight", "dropout", "actor_schedule", "gamma", "lr", "polyak"]
-    return {
-        "bc": ["lr"],
-        "percent_bc": ["lr"],
-        "td3_bc": td3,
-        "prdc": [*td3, "beta"],
-        "iql": iql,
-    }[case.agent]
+    return case.flat(case, networks_of(agent, case), batches, dataset, view)
 
 
 def check(name: str, cls: type[Agent] | None = None, count: int = 24) -> None:
@@ -194,7 +108,7 @@ def check(name: str, cls: type[Agent] | None = None, count: int = 24) -> None:
             assert ours[key].shape == agent.learners.shape, f"{key} of update {step}"
             error = float((ours[key].flatten()[-1] - value).abs() / (1.0 + value.abs()))
             assert error < METRICS_TOLERANCE, f"{key} of update {step} differs by {error:.1e}"
-    found = networks_of(agent)
+    found = networks_of(agent, case)
     assert found.keys() == nets.keys(), sorted(found)
     for key, layers in nets.items():
         for i, (mine, other) in enumerate(zip(found[key], layers, strict=True)):
@@ -209,11 +123,11 @@ def check_reach(agent: Agent, feed: Feed, case: Case) -> None:
     owner = {id(p): net for net, part in agent.named_children() for p in part.parameters()}
     minimize = agent.minimize
 
-    def watch(optimizer: Any, objective: Callable[..., Any], *args: Any) -> Any:
+    def watch(optimizer: Any, objective: Callable[..., Any], *args: Any, **options: Any) -> Any:
         loss, _ = objective(*args)
         reached[objective.__name__] = frozenset(owner[id(p)] for p in leaves(loss))
         assert not any(p.grad is None for p in parameters_of(optimizer))
-        return minimize(optimizer, objective, *args)
+        return minimize(optimizer, objective, *args, **options)
 
     agent.minimize = watch  # type: ignore[method-assign]
     batch, noise = feed.at(0)

@@ -1,0 +1,207 @@
+"""IQL: cases of parity, and faults."""
+
+import flat.iql
+import numpy as np
+from fault import faults
+from parity_case import BATCH, LR, TOTAL, Batches, Case, Layers, Trained, reach
+
+from offrl.datasets.offline import OfflineDataset
+from offrl.datasets.replay import Replay
+
+REACH = reach(value_loss="value", actor_loss="actor", critic_loss="critic")
+# Of weights that are cut as often as not.
+EXTRACTION = {
+    "expectile": 0.8,
+    "beta": 3.0,
+    "max_weight": 1.05,
+    "gamma": 0.9,
+    "lr": LR,
+    "polyak": 0.1,
+}
+SETTINGS = (*EXTRACTION, "dropout", "actor_schedule")
+
+
+def flat_iql(
+    case: Case,
+    nets: dict[str, Layers],
+    batches: Batches,
+    dataset: OfflineDataset,
+    view: Replay,
+) -> Trained:
+    episodes = [dataset.episode(e) for e in range(dataset.num_episodes)]
+    returns = [float(e["reward"].astype(np.float64).sum()) for e in episodes]
+    return flat.iql.train(nets, batches, returns, TOTAL, **case.settings(*SETTINGS))
+
+
+CASES = {
+    "iql": Case("iql", EXTRACTION, REACH, flat_iql, seed=73),
+    "iql-dropout": Case(
+        "iql",
+        {"dropout": 0.3, "actor_schedule": "constant", **EXTRACTION},
+        REACH,
+        flat_iql,
+        {"dropout0": (BATCH, 8), "dropout1": (BATCH, 6)},
+        seed=88,
+    ),
+    "iql-stacked": Case("iql", EXTRACTION, REACH, flat_iql, seed=73, beside=(5,)),
+}
+
+_IQL_ALL = "iql iql-dropout"
+FAULTS = [
+    *faults(
+        "agents.iql.IQL.value_loss",
+        "iql-stacked",
+        (").mean(-1)\n", ").mean()\n"),
+        ("value.mean(-1)", "value.mean()"),
+    ),
+    *faults(
+        "agents.iql.IQL.actor_loss",
+        "iql-stacked",
+        ("(weight * log_prob).mean(-1)", "(weight * log_prob).mean()"),
+        ("advantage.mean(-1)", "advantage.mean()"),
+    ),
+    *faults(
+        "agents.iql.IQL.critic_loss",
+        "iql-stacked",
+        ("td_loss(q, target).mean(-1)", "td_loss(q, target).mean()"),
+        ("q[0].mean(-1)", "q[:, 0].mean(-1)"),
+    ),
+    *faults(
+        "agents.iql.IQL.__init__",
+        _IQL_ALL,
+        ("target_of(self.critic)", "self.critic"),
+        (
+            "adam(self.actor.parameters(), config.lr)",
+            "adam(self.actor.net.parameters(), config.lr)",
+        ),
+        ("adam(self.value.parameters(), config.lr)", "adam(self.value.parameters(), 3e-4)"),
+        ("adam(self.critic.parameters(), config.lr)", "adam(self.critic.parameters(), 3e-4)"),
+    ),
+    *faults("agents.iql.IQL.__init__", "iql-dropout", (", config.dropout", "")),
+    *faults(
+        "agents.iql.IQL.schedule",
+        "iql",
+        ('if self.config.actor_schedule == "cosine":', "if False:"),
+        ("self.actor_opt", "self.critic_opt"),
+        ("math.pi * step", "2 * math.pi * step"),
+        ("* 0.5 *", "*"),
+        ("1.0 + math.cos", "1.0 - math.cos"),
+    ),
+    *faults(
+        "agents.iql.IQL.schedule",
+        "iql-dropout",
+        ('if self.config.actor_schedule == "cosine":', "if True:"),
+    ),
+    *faults(
+        "agents.iql.IQL.update",
+        _IQL_ALL,
+        (
+            "q = self.compute(self.target_q, batch)",
+            "q = self.critic(batch.obs, batch.action).amin(0).detach()",
+        ),
+        ("q = self.compute(self.target_q, batch)", "q = self.target_q(batch) * batch.mask"),
+        ("self.minimize(self.value_opt,", "self.minimize(self.actor_opt,"),
+        ("self.minimize(self.value_opt, self.value_loss, batch, q)", "{}"),
+        ("self.value_loss, batch, q)", "self.value_loss, batch, -q)"),
+        ("metrics |= self.minimize(self.actor_opt", "self.minimize(self.actor_opt"),
+        ("self.minimize(self.actor_opt,", "self.minimize(self.critic_opt,"),
+        ("self.actor_loss, batch, q, noise)", "self.actor_loss, batch, -q, noise)"),
+        ("metrics |= self.minimize(self.critic_opt, self.critic_loss, batch)", "pass"),
+        ("self.minimize(self.critic_opt,", "self.minimize(self.value_opt,"),
+        (
+            "polyak_update(self.critic, self.critic_target,",
+            "polyak_update(self.critic_target, self.critic,",
+        ),
+        ("polyak_update(self.critic, self.critic_target, self.config.polyak)", "pass"),
+        ("self.config.polyak", "1 - self.config.polyak"),
+        ("return metrics", "return {}"),
+        # The critic before the value, the policy before the value, the target before its use.
+        (
+            "q = self.compute(self.target_q, batch)",
+            "q = self.compute(self.target_q, batch); "
+            "self.minimize(self.critic_opt, self.critic_loss, batch)",
+        ),
+        (
+            "metrics = self.minimize(self.value_opt, self.value_loss, batch, q)\n"
+            "        metrics |= self.minimize(self.actor_opt, self.actor_loss, batch, q, noise)",
+            "metrics = self.minimize(self.actor_opt, self.actor_loss, batch, q, noise)\n"
+            "        metrics |= self.minimize(self.value_opt, self.value_loss, batch, q)",
+        ),
+        (
+            "metrics |= self.minimize(self.critic_opt, self.critic_loss, batch)\n"
+            "        polyak_update(self.critic, self.critic_target, self.config.polyak)",
+            "polyak_update(self.critic, self.critic_target, self.config.polyak)\n"
+            "        metrics |= self.minimize(self.critic_opt, self.critic_loss, batch)",
+        ),
+    ),
+    *faults(
+        "agents.iql.IQL.update",
+        "iql-dropout",
+        ("self.actor_loss, batch, q, noise)", "self.actor_loss, batch, q, {})"),
+    ),
+    *faults(
+        "agents.iql.IQL.target_q",
+        _IQL_ALL,
+        (".amin(0)", ".amax(0)"),
+        (".amin(0)", ".mean(0)"),
+        ("self.critic_target(", "self.critic("),
+        ("batch.obs, batch.action", "batch.next_obs, batch.action"),
+        ("return q", "return -q"),
+    ),
+    *faults(
+        "agents.iql.IQL.value_loss",
+        _IQL_ALL,
+        ("self.value(batch.obs)", "self.value(batch.next_obs)"),
+        ("q - value, self", "value - q, self"),
+        ("self.config.expectile", "1 - self.config.expectile"),
+        (").mean(-1)\n", ").sum(-1)\n"),
+        ("return loss,", "return -loss,"),
+        ('{"value": value.mean(-1)}', "{}"),
+    ),
+    *faults(
+        "agents.iql.IQL.actor_loss",
+        _IQL_ALL,
+        ("torch.no_grad()", "torch.enable_grad()"),
+        ("q - self.value(batch.obs)", "self.value(batch.obs) - q"),
+        ("q - self.value(batch.obs)", "q - self.value(batch.next_obs)"),
+        ("q - self.value(batch.obs)", "q"),
+        ("self.config.beta, self.config.max_weight", "self.config.beta"),
+        ("self.config.beta,", "1.0,"),
+        ("log_prob(batch.action)", "log_prob(batch.next_action)"),
+        ("self.actor(batch.obs", "self.actor(batch.next_obs"),
+        ('"log_prob": log_prob.mean(-1)', '"log_prob": log_prob.sum(-1)'),
+        ("return -(weight", "return (weight"),
+        ("(weight * log_prob)", "(weight + log_prob)"),
+        ("(weight * log_prob)", "log_prob"),
+        ("(weight * log_prob).mean(-1)", "(weight * log_prob).sum(-1) / weight.sum(-1)"),
+    ),
+    *faults(
+        "agents.iql.IQL.actor_loss",
+        "iql-dropout",
+        ("self.actor(batch.obs, noise)", "self.actor(batch.obs)"),
+    ),
+    *faults(
+        "agents.iql.IQL.critic_loss",
+        _IQL_ALL,
+        ("torch.no_grad()", "torch.enable_grad()"),
+        ("self.value(batch.next_obs)", "self.value(batch.obs)"),
+        (
+            "self.value(batch.next_obs)",
+            "self.critic_target(batch.next_obs, batch.next_action).amin(0)",
+        ),
+        ("batch.reward, batch.mask", "-batch.reward, batch.mask"),
+        ("batch.reward, batch.mask", "batch.reward, torch.ones_like(batch.mask)"),
+        ("next_value, self.config.gamma", "next_value, 0.99"),
+        ("self.critic(batch.obs, batch.action)", "self.critic(batch.next_obs, batch.action)"),
+        ("td_loss(q, target).mean(-1)", "td_loss(q, target).sum(-1)"),
+        ("td_loss(q, target)", "td_loss(q[:1], target)"),
+        ("target.mean(-1)}", "target.amin(-1)}"),
+    ),
+    *faults(
+        "datasets.replay.transitions",
+        "iql",
+        ("if reward_by_return_range:", "if False:"),
+        ("reward_scale *= RETURN_RANGE", "reward_scale *= 1.0"),
+        ("returns.max() - returns.min()", "returns.max() + returns.min()"),
+    ),
+]
