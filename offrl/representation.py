@@ -1,0 +1,102 @@
+"""What a critic's last features look like: BEER's bound on their cosine, and their rank.
+
+The features phi are the activations before the critic's last layer, Q = w' phi. Where the Bellman
+equation r = w' (phi - gamma phi') holds, Cauchy and Schwarz give |r| <= |w| |phi - gamma phi'|,
+and squaring bounds how alike the features of consecutive pairs can be:
+
+    cos(phi, phi') <= (|phi|^2 + gamma^2 |phi'|^2 - r^2 / |w|^2) / (2 gamma |phi| |phi'|)
+
+BEER (He et al., ICLR 2024, arXiv:2404.12754) adds beta E[relu(cos - bound)] to the critic's loss:
+it pushes features apart only where they are more alike than the equation allows. The bound is a
+constant for the gradient. In the authors' code phi' has two meanings: pi(s') from the online
+networks in the numerator, the targets' in the denominator and in the cosine. That form is the one
+used here. Their gamma is written as 0.99; here it is the agent's. A terminal transition has no
+consecutive pair, and no penalty; the tasks of the paper never end.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from offrl.critics import Critic
+from offrl.types import Batch, Metrics
+
+EPS = 1e-6  # below which a norm counts as zero, as in the authors' code
+ENERGY = 0.01  # share of the singular values' sum that the rank may miss
+
+
+def feature_cosine(
+    features: Float[Tensor, "*lead features"], other: Float[Tensor, "*lead features"]
+) -> Float[Tensor, "*lead"]:
+    """x'y / (|x| |y|); features that are all zero have cosine 0."""
+    product = (features * other).sum(-1)
+    return product / (_norm(features) * _norm(other))
+
+
+def feature_cosine_bound(
+    features: Float[Tensor, "ensemble *seed batch features"],
+    next_features: Float[Tensor, "ensemble *seed batch features"],
+    target_features: Float[Tensor, "ensemble *seed batch features"],
+    reward: Float[Tensor, "*seed batch"],
+    weight: Float[Tensor, "ensemble *seed features 1"],
+    gamma: float,
+    consistent: bool = False,
+) -> Float[Tensor, "ensemble *seed batch"]:
+    """(|phi|^2 + gamma^2 |phi'|^2 - r^2 / |w|^2) / (2 gamma |phi| |phi'_target|).
+
+    phi' is `next_features`, of the online networks, as in BEER's code (see above); `consistent`
+    takes `target_features` there too, so that the bound is the one of the inequality. The bound
+    may lie below -1 or above 1.
+    """
+    following = target_features if consistent else next_features
+    head = weight.square().sum((-2, -1)).clamp(min=EPS**2).unsqueeze(-1)
+    size = features.square().sum(-1) + gamma**2 * following.square().sum(-1)
+    return (size - reward.square() / head) / (
+        2.0 * max(gamma, EPS) * _norm(features) * _norm(target_features)
+    )
+
+
+def beer_penalty(
+    critic: Critic,
+    critic_target: Critic,
+    batch: Batch,
+    next_action: Float[Tensor, "*seed batch act"],
+    target_action: Float[Tensor, "*seed batch act"],
+    gamma: float,
+) -> tuple[Float[Tensor, "*seed batch"], Metrics]:
+    """BEER's penalty per sample, summed over the ensemble, and what to report of it.
+
+    `next_action` is the policy's at s', which the online critic sees, `target_action` the one
+    that its target sees. The gradient passes through phi(s, a) in the cosine alone. Reported are
+    the first member's mean cosine and bound over the batch.
+    """
+    features = critic.features(batch.obs, batch.action)
+    with torch.no_grad():
+        target_features = critic_target.features(batch.next_obs, target_action)
+        next_features = critic.features(batch.next_obs, next_action)
+        bound = feature_cosine_bound(
+            features, next_features, target_features, batch.reward, critic.head.weight, gamma
+        )
+    cosine = feature_cosine(features, target_features)
+    penalty = (batch.mask * (cosine - bound).relu()).sum(0)
+    measured = {"feature_cosine": cosine[0].mean(-1), "cosine_bound": bound[0].mean(-1)}
+    return penalty, measured
+
+
+def representation_rank(
+    features: Float[Tensor, "*lead batch features"],
+) -> Float[Tensor, "*lead"]:
+    """srank: the least k with sigma_1 + ... + sigma_k >= 0.99 (sigma_1 + ... + sigma_n).
+
+    sigma are the singular values of the feature matrix, in descending order; a matrix of zeros has
+    rank 0. Source: Kumar et al., arXiv:2010.14498, section 3, with their threshold of 0.01.
+    """
+    sigma = torch.linalg.svdvals(features)
+    reached = sigma.cumsum(-1) >= (1.0 - ENERGY) * sigma.sum(-1, keepdim=True)
+    rank = sigma.shape[-1] + 1 - reached.sum(-1)
+    return rank.to(features) * (sigma[..., 0] > 0)
+
+
+def _norm(x: Float[Tensor, "*lead features"]) -> Float[Tensor, "*lead"]:
+    # Clamped beneath the root: there the gradient of a zero vector is 0 and not 0 / 0.
+    return x.square().sum(-1).clamp(min=EPS**2).sqrt()
