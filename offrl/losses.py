@@ -51,3 +51,13 @@ def action_error(
 ) -> Float[Tensor, "*seed batch"]:
     """Squared distance of two actions, averaged over their components (TD3+BC's BC term)."""
     return (action - goal).square().mean(-1)
+
+
+def chi_square_conjugate(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """f*(x) = x w - (w - 1)^2 with w = max(x / 2 + 1, 0): x + x^2 / 4 down to x = -2, then -1.
+
+    The convex conjugate of Pearson's f(w) = (w - 1)^2 over density ratios w >= 0; its derivative
+    is the best ratio w. Source: ODICE (arXiv:2402.00348).
+    """
+    ratio = (x / 2 + 1).clamp(min=0.0)
+    return x * ratio - (ratio - 1).square()
