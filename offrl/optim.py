@@ -1,7 +1,7 @@
-"""Optimisers and target averages, elementwise, so that stacked learners never mix."""
+"""Optimisers, target averages and merged gradients, so that stacked learners never mix."""
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -11,10 +11,15 @@ from torch.optim import Adam, Optimizer
 
 M = TypeVar("M", bound=nn.Module)
 
+SMALLEST_SQUARE = 1e-10  # of a gradient's norm, below which it is no direction to project on
 
-def adam(parameters: Iterable[nn.Parameter], lr: float) -> Adam:
-    """Adam (arXiv:1412.6980) in one fused kernel, its learning rate a tensor on the device."""
-    return Adam(list(parameters), lr=torch.tensor(lr), fused=True)
+
+def adam(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0) -> Adam:
+    """Adam (arXiv:1412.6980) in one fused kernel, its learning rate a tensor on the device.
+
+    `weight_decay` times the parameter is added to its gradient: Adam with an L2 term, not AdamW.
+    """
+    return Adam(list(parameters), lr=torch.tensor(lr), weight_decay=weight_decay, fused=True)
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
@@ -61,3 +66,34 @@ def polyak_update(net: nn.Module, target: nn.Module, polyak: float) -> None:
     torch._foreach_lerp_(list(target.parameters()), list(net.parameters()), polyak)
     for b, c in zip(net.buffers(), target.buffers(), strict=True):
         c.copy_(b)
+
+
+def orthogonal_add(
+    main: Sequence[Tensor], aux: Sequence[Tensor], seed_axes: Sequence[int | None]
+) -> list[Tensor]:
+    """g_main + g_aux - (<g_main, g_aux> / max(|g_main|^2, 1e-10)) g_main, for each learner.
+
+    A gradient is one vector of all parameters together, all members of an ensemble among them.
+    `seed_axes` gives, for each parameter, the axis along which learners are stacked; each has an
+    inner product of its own. A zero g_main leaves g_aux as it is.
+    Source: ODICE (arXiv:2402.00348); the bound is that of its authors' code.
+    """
+    coefficient = _dot(main, aux, seed_axes) / _dot(main, main, seed_axes).clamp(
+        min=SMALLEST_SQUARE
+    )
+    merged = []
+    for g, h, axis in zip(main, aux, seed_axes, strict=True):
+        shape = [1 if i != axis else -1 for i in range(g.ndim)]
+        merged.append(g + h - coefficient.reshape(shape) * g)
+    return merged
+
+
+def _dot(a: Sequence[Tensor], b: Sequence[Tensor], seed_axes: Sequence[int | None]) -> Tensor:
+    """<a, b> over all tensors: a number per learner, or one where there is no seed axis."""
+    products = []
+    for x, y, axis in zip(a, b, seed_axes, strict=True):
+        product = x * y
+        products.append(
+            product.sum() if axis is None else product.movedim(axis, 0).flatten(1).sum(-1)
+        )
+    return torch.stack(products).sum(0)
