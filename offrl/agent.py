@@ -16,12 +16,14 @@ from offrl.datasets.offline import OfflineDataset, Spec
 from offrl.datasets.replay import Replay, transitions
 from offrl.errors import ConfigError
 from offrl.losses import action_error
-from offrl.networks import Learners, learner_view
+from offrl.networks import Learners, learner_view, seed_axes
 from offrl.optim import parameters_of
 from offrl.policy import Policy
 from offrl.types import Batch, Metrics, Noise
 
 Objective = Callable[..., tuple[Tensor, Metrics]]
+# Gradients, one sequence per loss, and the axis of each parameter along which learners are stacked.
+Combine = Callable[[Sequence[Sequence[Tensor]], Sequence[int | None]], Sequence[Tensor]]
 
 
 class Agent(nn.Module, ABC):
@@ -111,16 +113,26 @@ class Agent(nn.Module, ABC):
             provenance=dict(provenance or {}),
         )
 
-    def minimize(self, optimizer: Optimizer, objective: Objective, *args: Any) -> Metrics:
+    def minimize(
+        self,
+        optimizer: Optimizer,
+        objective: Objective,
+        *args: Any,
+        combine: Combine | None = None,
+    ) -> Metrics:
         """One optimiser step on each learner's own loss.
 
         `objective(*args)` returns the loss, one value per learner, and metrics. The losses are
         summed, which gives every learner exactly the gradient that it would have alone. Only the
         optimiser's own parameters get a gradient. Loss and gradient are one graph when compiled.
         Returns the metrics, the loss among them under the objective's name, detached.
+
+        With `combine` the objective returns several losses, (losses, *seed). Each is
+        differentiated by itself, and `combine(gradients, seed_axes)` makes of their gradients,
+        in the order of the losses, the one that is stepped on. Their sum is the loss returned.
         """
         parameters = parameters_of(optimizer)
-        metrics, gradients = self._gradient(objective)(parameters, *args)
+        metrics, gradients = self._gradient(objective, parameters, combine)(parameters, *args)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         optimizer.step()
@@ -154,15 +166,29 @@ class Agent(nn.Module, ABC):
         )
         return compiled
 
-    def _gradient(self, objective: Objective) -> Callable[..., tuple[Metrics, Sequence[Tensor]]]:
+    def _gradient(
+        self, objective: Objective, moved: Sequence[Tensor], combine: Combine | None
+    ) -> Callable[..., tuple[Metrics, Sequence[Tensor]]]:
         name = objective.__name__
         if name not in self._compiled:
+            stacked = seed_axes(self)
+            axis_of = {id(p): stacked[key] for key, p in self.named_parameters()}
+            axes = [axis_of[id(p)] for p in moved] if combine is not None else []
 
             def value_and_gradient(
                 parameters: list[Tensor], *args: Any
             ) -> tuple[Metrics, Sequence[Tensor]]:
                 loss, metrics = objective(*args)
-                gradients = torch.autograd.grad(loss.sum(), parameters)
+                gradients: Sequence[Tensor]
+                if combine is None:
+                    gradients = torch.autograd.grad(loss.sum(), parameters)
+                else:
+                    apart = [
+                        torch.autograd.grad(part.sum(), parameters, retain_graph=True)
+                        for part in loss.unbind(0)
+                    ]
+                    gradients = combine(apart, axes)
+                    loss = loss.sum(0)
                 return {k: v.detach() for k, v in {name: loss, **metrics}.items()}, gradients
 
             self._compiled[name] = self._compile(value_and_gradient)
