@@ -1,5 +1,6 @@
 """Policies with one action per observation, or a Gaussian of them; actions are in [-1, 1]."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,12 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
+from torch.nn.functional import softplus
 
 from offrl.errors import ConfigError, near
 from offrl.networks import MLP, TORCH_INIT, Init, Learners, Stacked
 from offrl.types import Noise
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
+INSIDE = 1e-6  # how far inside the bounds a logged action is put before it is un-squashed
 
 
 class DeterministicActor(nn.Module):
@@ -101,9 +104,83 @@ class Spread(Stacked):
         return std
 
 
-ACTORS: Mapping[str, type[DeterministicActor] | type[GaussianActor]] = {
+class SquashedGaussianActor(nn.Module):
+    """a = tanh(u), u ~ N(mean(s), diag(exp(log_std(s)))^2): the policy of soft actor-critic.
+
+        log pi(a|s) = sum_i [ log N(u_i) - log(1 - tanh(u_i)^2) ]
+
+    Mean and log_std are the two halves of one network's output; log_std is clamped to [-5, 2].
+    The last term is 2 (log 2 - u - log(1 + exp(-2u))), which is exact at every u. Source:
+    arXiv:1801.01290, appendix C. Samples are differentiable in the network, given their noise.
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        act_dim: int,
+        hidden: Sequence[int],
+        learners: Learners,
+        init: Init = TORCH_INIT,
+    ) -> None:
+        super().__init__()
+        self.net = MLP([obs_dim, *hidden, 2 * act_dim], learners, init=init)
+
+    def forward(
+        self, obs: Float[Tensor, "*seed batch obs"]
+    ) -> tuple[Float[Tensor, "*seed batch act"], Float[Tensor, "*seed batch act"]]:
+        """Mean and log standard deviation of u."""
+        mean, log_std = self.net(obs).chunk(2, -1)
+        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+
+    def mode(self, obs: Float[Tensor, "*seed batch obs"]) -> Float[Tensor, "*seed batch act"]:
+        """tanh of the mean, as is customary; the density's own maximum lies elsewhere."""
+        return torch.tanh(self(obs)[0])
+
+    def sample(
+        self, obs: Float[Tensor, "*seed batch obs"], noise: Float[Tensor, "*seed batch act"]
+    ) -> Float[Tensor, "*seed batch act"]:
+        action: Tensor = self.draw(obs, noise)[0]
+        return action
+
+    def draw(
+        self, obs: Float[Tensor, "*seed batch obs"], noise: Float[Tensor, "*seed batch act"]
+    ) -> tuple[Float[Tensor, "*seed batch act"], Float[Tensor, "*seed batch"]]:
+        """The actions that the noise makes, and their log-probabilities."""
+        mean, log_std = self(obs)
+        return _squashed(mean, log_std, noise)
+
+    def draw_many(
+        self, obs: Float[Tensor, "*seed batch obs"], noise: Float[Tensor, "*seed n batch act"]
+    ) -> tuple[Float[Tensor, "*seed n batch act"], Float[Tensor, "*seed n batch"]]:
+        """n actions for each observation, for which the network is evaluated once."""
+        mean, log_std = self(obs)
+        return _squashed(mean.unsqueeze(-3), log_std.unsqueeze(-3), noise)
+
+    def log_prob(
+        self, obs: Float[Tensor, "*seed batch obs"], action: Float[Tensor, "*seed batch act"]
+    ) -> Float[Tensor, "*seed batch"]:
+        """Of given actions; those on the bounds count as 1e-6 inside, where it is finite."""
+        mean, log_std = self(obs)
+        u = torch.atanh(action.clamp(INSIDE - 1.0, 1.0 - INSIDE))
+        return _squashed(mean, log_std, (u - mean) / log_std.exp())[1]
+
+    def spec(self) -> dict[str, Any]:
+        described = _actor_spec(self, self.net)
+        return described | {"act_dim": described["act_dim"] // 2}
+
+
+def _squashed(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    u = mean + log_std.exp() * noise
+    normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2.0 * math.pi)
+    log_slope = 2.0 * (math.log(2.0) - u - softplus(-2.0 * u))
+    return torch.tanh(u), (normal - log_slope).sum(-1)
+
+
+Actors = DeterministicActor | GaussianActor | SquashedGaussianActor
+ACTORS: Mapping[str, type[Actors]] = {
     "DeterministicActor": DeterministicActor,
     "GaussianActor": GaussianActor,
+    "SquashedGaussianActor": SquashedGaussianActor,
 }
 
 
@@ -117,7 +194,7 @@ def _actor_spec(actor: nn.Module, net: MLP) -> dict[str, Any]:
     }
 
 
-def actor_from_spec(spec: Mapping[str, Any]) -> DeterministicActor | GaussianActor:
+def actor_from_spec(spec: Mapping[str, Any]) -> Actors:
     """The actor, for one learner, that `spec()` described; its weights are still to be loaded."""
     kind = spec.get("type", "")
     if kind not in ACTORS:

@@ -12,13 +12,14 @@ from offrl.errors import ConfigError, RunError
 from offrl.policy_base import F32, BasePolicy
 from offrl.policy_format import PolicyFile
 
-LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0  # the clamp of offrl.actors.GaussianActor
-ACTORS = ("DeterministicActor", "GaussianActor")
+LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0  # the clamp of offrl.actors
+ACTORS = ("DeterministicActor", "GaussianActor", "SquashedGaussianActor")
 
 
 class RuntimePolicy(BasePolicy):
     """u = tanh(W_k relu(... relu(W_0 x + b_0)) + b_k), plus exp(log_std) noise where Gaussian.
 
+    Where the Gaussian is squashed, the network gives log_std too and noise enters before tanh.
     Raises ConfigError for an actor of another kind, RunError where layers do not fit together.
     """
 
@@ -28,9 +29,10 @@ class RuntimePolicy(BasePolicy):
         if kind not in ACTORS:
             raise ConfigError(
                 f"{saved.path}: the actor is of type {kind!r}, and offrl.runtime has "
-                f"{' and '.join(ACTORS)}; load it with offrl.load_policy, which needs torch"
+                f"{', '.join(ACTORS)}; load it with offrl.load_policy, which needs torch"
             )
-        self._layers = _layers(saved)
+        self._squashed = kind == "SquashedGaussianActor"
+        self._layers = _layers(saved, (1 + self._squashed) * self.act_dim)
         self._std: F32 | None = None
         if kind == "GaussianActor":
             log_std = _weight(saved, "spread.log_std", (1, self.act_dim))
@@ -41,7 +43,12 @@ class RuntimePolicy(BasePolicy):
         *hidden, (weight, bias) = self._layers
         for w, b in hidden:
             x = np.maximum(x @ w + b, 0.0)
-        u: F32 = np.tanh(x @ weight + bias)
+        y = x @ weight + bias
+        if self._squashed:
+            mean, log_std = np.split(y, 2, axis=-1)
+            std = np.exp(np.clip(log_std, LOG_STD_MIN, LOG_STD_MAX))
+            return np.asarray(np.tanh(mean if noise is None else mean + std * noise))
+        u: F32 = np.tanh(y)
         if noise is not None and self._std is not None:
             u = u + self._std * noise
         return u
@@ -56,8 +63,8 @@ def load_policy(path: str | os.PathLike[str], seed: int = 0) -> RuntimePolicy:
     return RuntimePolicy(policy_format.read(path), seed)
 
 
-def _layers(saved: PolicyFile) -> list[tuple[F32, F32]]:
-    sizes = _sizes(saved.actor, saved)
+def _layers(saved: PolicyFile, last: int) -> list[tuple[F32, F32]]:
+    sizes = [*_sizes(saved.actor, saved), last]
     layers = []
     for i, (inputs, outputs) in enumerate(pairwise(sizes)):
         # Every second entry of the network is a ReLU, which has no weights.
@@ -68,7 +75,7 @@ def _layers(saved: PolicyFile) -> list[tuple[F32, F32]]:
 
 def _sizes(actor: Mapping[str, Any], saved: PolicyFile) -> list[int]:
     try:
-        return [actor["obs_dim"], *actor["hidden"], actor["act_dim"]]
+        return [actor["obs_dim"], *actor["hidden"]]
     except (KeyError, TypeError) as e:
         raise RunError(f"{saved.path}: the actor's spec {dict(actor)} is damaged: {e}") from e
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from offrl import actors, policy, runtime
-from offrl.actors import DeterministicActor, GaussianActor
+from offrl.actors import DeterministicActor, GaussianActor, SquashedGaussianActor
 from offrl.datasets.offline import Spec
 from offrl.errors import ConfigError, RunError
 from offrl.networks import Learners
@@ -41,7 +41,7 @@ def save(path: Path, kind: Any = DeterministicActor, **keywords: Any) -> policy.
     return saved
 
 
-@pytest.mark.parametrize("kind", [DeterministicActor, GaussianActor])
+@pytest.mark.parametrize("kind", [DeterministicActor, GaussianActor, SquashedGaussianActor])
 def test_numpy_and_torch_give_the_same_actions(tmp_path: Path, kind: Any) -> None:
     save(tmp_path / "policy", kind)
     theirs = policy.load_policy(tmp_path / "policy", seed=5)
