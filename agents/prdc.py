@@ -30,43 +30,31 @@ from offrl.critics import Critic
 from offrl.datasets.offline import Spec
 from offrl.datasets.replay import Replay
 from offrl.files import cache_folder
-from offrl.losses import action_error, smoothed_action, td_loss, td_target
+from offrl.losses import action_error
 from offrl.nearest import NearestAction
 from offrl.networks import Learners
-from offrl.optim import adam, polyak_update, target_of
 from offrl.regularizers import q_scale
+from offrl.td3 import (
+    TD3Config,
+    held_out_error,
+    target_noise,
+    td3_critic_loss,
+    update_targets,
+    with_target,
+)
 from offrl.types import Batch, Metrics, Noise
 
 
 @dataclass(frozen=True)
-class PRDCConfig:
+class PRDCConfig(TD3Config):
     """Settings of the paper on Hopper and Walker2d; see the recipes for the others."""
 
     alpha: float = 2.5  # multiplies Q, over its mean size; 40 on HalfCheetah, 7.5 on AntMaze
     beta: float = 2.0  # weight of the state in the distance; 7.5 on AntMaze
-    policy_noise: float = 0.2  # of the target action
-    noise_clip: float = 0.5
-    policy_delay: int = 2  # critic updates per policy update
-    gamma: float = 0.99
-    lr: float = 3e-4
-    polyak: float = 0.005
-    hidden: tuple[int, ...] = (256, 256)
-    normalize_obs: bool = True
-    reward_scale: float = 1.0
-    reward_shift: float = 0.0
 
     def __post_init__(self) -> None:
-        check_intervals(
-            self,
-            alpha="[0, inf)",
-            beta="[0, inf)",
-            policy_noise="[0, inf)",
-            noise_clip="[0, inf)",
-            policy_delay="[1, inf)",
-            gamma="[0, 1)",
-            lr="(0, inf)",
-            polyak="(0, 1]",
-        )
+        super().__post_init__()
+        check_intervals(self, alpha="[0, inf)", beta="[0, inf)")
 
 
 class PRDC(Agent):
@@ -84,12 +72,10 @@ class PRDC(Agent):
     def __init__(self, spec: Spec, config: PRDCConfig, learners: Learners) -> None:
         super().__init__(spec, config, learners)
         self.period = config.policy_delay
-        self.actor = DeterministicActor(self.obs_dim, self.act_dim, config.hidden, learners)
-        self.critic = Critic(self.obs_dim, self.act_dim, config.hidden, learners)
-        self.actor_target = target_of(self.actor)
-        self.critic_target = target_of(self.critic)
-        self.actor_opt = adam(self.actor.parameters(), config.lr)
-        self.critic_opt = adam(self.critic.parameters(), config.lr)
+        actor = DeterministicActor(self.obs_dim, self.act_dim, config.hidden, learners)
+        critic = Critic(self.obs_dim, self.act_dim, config.hidden, learners)
+        self.actor, self.actor_target, self.actor_opt = with_target(actor, config.lr)
+        self.critic, self.critic_target, self.critic_opt = with_target(critic, config.lr)
 
     def prepare(self, replay: Replay) -> None:
         super().prepare(replay)
@@ -104,25 +90,17 @@ class PRDC(Agent):
         )
 
     def noise(self, batch_size: int) -> dict[str, tuple[int, ...]]:
-        return {"target_action": (batch_size, self.act_dim)}
+        return target_noise(self, batch_size)
 
     def update(self, batch: Batch, noise: Noise, phase: int) -> Metrics:
         metrics = self.minimize(self.critic_opt, self.critic_loss, batch, noise["target_action"])
         if phase == self.period - 1:
             metrics |= self.minimize(self.actor_opt, self.actor_loss, batch)
-            polyak_update(self.actor, self.actor_target, self.config.polyak)
-            polyak_update(self.critic, self.critic_target, self.config.polyak)
+            update_targets(self)
         return metrics
 
     def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Metrics]:
-        cfg = self.config
-        with torch.no_grad():
-            next_action = self.actor_target(batch.next_obs)
-            next_action = smoothed_action(next_action, noise, cfg.policy_noise, cfg.noise_clip)
-            next_q = self.critic_target(batch.next_obs, next_action).amin(0)
-            target = td_target(batch.reward, batch.mask, next_q, cfg.gamma)
-        q = self.critic(batch.obs, batch.action)
-        return td_loss(q, target).mean(-1), {"q_data": q[0].mean(-1), "target": target.mean(-1)}
+        return td3_critic_loss(self, batch, noise)
 
     def actor_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         action = self.actor(batch.obs)
@@ -134,8 +112,8 @@ class PRDC(Agent):
         return q_loss + constraint, metrics
 
     def validate(self, batch: Batch) -> Metrics:
-        loss, metrics = self.critic_loss(batch, torch.zeros_like(batch.action))
-        return {**super().validate(batch), "td_error": loss, "q": metrics["q_data"]}
+        loss = self.critic_loss(batch, torch.zeros_like(batch.action))
+        return {**super().validate(batch), **held_out_error(loss)}
 
     def fingerprints(self) -> dict[str, str]:
         lists = self.nearest.fingerprint()

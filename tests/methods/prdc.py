@@ -2,7 +2,8 @@
 
 import flat.prdc
 from fault import faults
-from methods.td3_bc import NOISE, REACH, SETTINGS, td3_faults
+from methods.td3 import update_faults
+from methods.td3_bc import NOISE, REACH, SETTINGS, policy_faults
 from parity_case import TD3, Batches, Case, Layers, Trained
 
 from offrl.datasets.offline import OfflineDataset
@@ -30,7 +31,8 @@ CASES = {
 }
 
 FAULTS = [
-    *td3_faults("prdc", "PRDC", "prdc"),
+    *update_faults("agents.prdc.PRDC", "prdc"),
+    *policy_faults("agents.prdc.PRDC", "prdc", "prdc-stacked"),
     *faults(
         "agents.prdc.PRDC.prepare",
         "prdc",
@@ -61,7 +63,3 @@ FAULTS = [
         ('"own_row": own.mean(-1)', '"own_row": 1 - own.mean(-1)'),
     ),
 ]
-
-EXEMPT = {
-    ("agents.prdc.PRDC.critic_loss", "with torch.no_grad():"): "the networks in it are frozen",
-}
