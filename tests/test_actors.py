@@ -98,7 +98,7 @@ def test_many_draws_are_those_of_single_draws() -> None:
 def test_gradients_are_those_of_the_reparametrised_sample() -> None:
     # One state-free action: a = tanh(m + e^s n), so da/dm = 1 - a^2, da/ds = (1 - a^2) e^s n.
     made = constant(0.2, -0.3)
-    obs, noise = torch.zeros(1, 1).double(), torch.full((1, 1), 0.7).double()
+    obs, noise = torch.zeros(1, 1).double(), torch.full((1, 1), 0.7, dtype=torch.float64)
     action, log_prob = made.draw(obs, noise)
     slope = 1.0 - float(action.detach()) ** 2
     by_mean, by_log_std = torch.autograd.grad(action.sum(), made.net[-1].bias, retain_graph=True)[
@@ -126,7 +126,7 @@ def test_a_spec_makes_the_same_network() -> None:
     again.load_state_dict(made.state_dict())
     obs = torch.randn(4, 3)
     assert torch.equal(again.mode(obs), made.mode(obs))
-    assert float(made.net[-1].weight.abs().max()) <= 1e-3
+    assert float(made.net[-1].weight.detach().abs().max()) <= 1e-3
     assert torch.equal(made.net[0].bias, torch.full_like(made.net[0].bias, 0.1))
 
 
