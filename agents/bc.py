@@ -1,4 +1,4 @@
-"""Behaviour cloning, and its percentage form (%BC, Chen et al., NeurIPS 2021, arXiv:2106.01345).
+"""Behaviour cloning, and its percentage form (%BC; Chen et al., NeurIPS 2021, arXiv:2106.01345).
 
     L_pi = E[ |pi(s) - a|^2 ],  averaged over the components of the action
 
@@ -40,6 +40,7 @@ class BC(Agent):
 
     config: BCConfig
     config_class = BCConfig
+    suits = "expert data, or the best part of mixed data"
 
     def __init__(self, spec: Spec, config: BCConfig, learners: Learners) -> None:
         super().__init__(spec, config, learners)

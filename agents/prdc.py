@@ -62,6 +62,7 @@ class PRDC(Agent):
 
     config: PRDCConfig
     config_class = PRDCConfig
+    suits = "dense rewards, mixed data"
     nearest: NearestAction
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "halfcheetah": {"alpha": 40.0, "beta": 2.0},

@@ -53,6 +53,7 @@ class TD3BC(Agent):
 
     config: TD3BCConfig
     config_class = TD3BCConfig
+    suits = "dense rewards, fair to good data"
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "locomotion": {},
         "antmaze": {"reward_shift": -1.0},  # not in the paper; as the CORL library runs it

@@ -36,6 +36,8 @@ class Agent(nn.Module, ABC):
 
     period: int = 1  # updates until the same work is done again; 2 where the policy is delayed
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # environment family -> settings
+    suits: ClassVar[str] = ""  # the data that the method is for, in a few words
+    stacked: ClassVar[bool] = True  # several seeds in the same kernels; else one after another
     config_class: ClassVar[type[Any]]  # of the settings; found here for agents of your own
     actor: nn.Module
     obs_mean: Tensor
