@@ -1,6 +1,7 @@
 """Reference returns of D4RL's tasks, and the families whose settings papers state together."""
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,22 @@ def reference_for(name: str) -> Reference | None:
 
 
 def families(name: str) -> list[str]:
-    """Families of an environment id or dataset name, most specific first; empty if unknown."""
+    """Families of an environment id or dataset name, most specific first; empty if unknown.
+
+    The first family of a dataset is its kind, which is its name without the version:
+    hopper-medium-replay, then hopper, then locomotion.
+    """
     task = _task(name)
-    return [] if task is None else list(task["families"])
+    if task is None:
+        return []
+    kind = [] if name in task["environments"] else [_kind(name)]
+    return [*kind, *task["families"]]
+
+
+def families_of(env: str | None, dataset: str) -> list[str]:
+    """Families of a run: the dataset's, unless it is played in an environment of another task."""
+    of_env, of_dataset = families(env) if env else [], families(dataset)
+    return of_dataset if set(of_env) <= set(of_dataset) else of_env
 
 
 def returns_note(name: str) -> str | None:
@@ -31,6 +45,12 @@ def returns_note(name: str) -> str | None:
     task = _task(name)
     note = None if task is None else task.get("returns")
     return None if note is None else str(note)
+
+
+def _kind(name: str) -> str:
+    """hopper-medium of hopper-medium-v2 and of mujoco/hopper/medium-v0."""
+    parts = re.sub(r"-v\d+$", "", name).split("/")
+    return "-".join(parts[1:] or parts)
 
 
 @cache

@@ -16,7 +16,7 @@ from offrl.datasets.loading import SHIPPED, load_dataset, locate
 from offrl.datasets.names import named_sets
 from offrl.datasets.offline import OfflineDataset, Reference
 from offrl.envs.making import make, spaces_match
-from offrl.envs.references import families, reference_for
+from offrl.envs.references import families_of, reference_for
 from offrl.errors import ConfigError, RunError, near
 from offrl.files import new_folder, read_json, write_json
 from offrl.networks import Learners
@@ -152,8 +152,8 @@ def plan(
     env = dataset.env_id if env == "auto" else None if env == NO_ENV else env
     if env is None and data.validation is None:
         data = replace(data, validation=VALIDATION_WITHOUT_ENV)
-    families_of = families(env if isinstance(env, str) else dataset.env_id or dataset.name)
-    recipe, values = find_recipe(cls, recipe, families_of or families(dataset.name))
+    played = env if isinstance(env, str) else dataset.env_id
+    recipe, values = find_recipe(cls, recipe, families_of(played, dataset.name))
     train, agent_config = configure(TrainConfig(), defaults, {**values, **(settings or {})})
     return Plan(name, cls, agent_config, train, data, dataset, source, env, recipe, values)
 

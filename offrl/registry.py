@@ -60,7 +60,12 @@ def _imported(name: str) -> Any:
 def find_recipe(
     cls: type[Agent], recipe: str, families: list[str]
 ) -> tuple[str, Mapping[str, Any]]:
-    """The name and the settings of a recipe: 'auto' by the environment's families, or 'none'."""
+    """The name and the settings of a recipe: 'auto' by the run's families, or 'none'.
+
+    The settings are those of the agent and of training (`batch_size`, `steps`), so that a recipe
+    states all that a paper does; 'auto' is the first family, from the most specific on, that the
+    agent has a recipe for.
+    """
     if recipe == "none":
         return "none", {}
     if recipe == "auto":
@@ -71,6 +76,6 @@ def find_recipe(
     if recipe not in cls.recipes:
         raise ConfigError(
             f"{cls.__name__} has no recipe {recipe!r}{near(recipe, cls.recipes) or ';'} it has "
-            f"{', '.join(cls.recipes) or 'none'}; 'auto' chooses by the environment"
+            f"{', '.join(cls.recipes) or 'none'}; 'auto' chooses by dataset and environment"
         )
     return recipe, cls.recipes[recipe]

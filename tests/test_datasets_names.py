@@ -5,7 +5,7 @@ import re
 import pytest
 
 from offrl.datasets.names import layout_of, named_by_file, named_sets
-from offrl.envs.references import families, reference_for, returns_note
+from offrl.envs.references import families, families_of, reference_for, returns_note
 
 SUITES = {
     "gym": [
@@ -92,21 +92,40 @@ def test_what_has_no_reference() -> None:
     ("name", "expected"),
     [
         ("Hopper-v5", ["hopper", "locomotion"]),
-        ("hopper-medium-v2", ["hopper", "locomotion"]),
-        ("hopper-medium-replay", ["hopper", "locomotion"]),
+        ("hopper-medium-v2", ["hopper-medium", "hopper", "locomotion"]),
+        ("hopper-medium-replay", ["hopper-medium-replay", "hopper", "locomotion"]),
+        ("mujoco/hopper/medium-v0", ["hopper-medium", "hopper", "locomotion"]),
         ("HalfCheetah-v4", ["halfcheetah", "locomotion"]),
-        ("antmaze-umaze-v2", ["antmaze"]),
+        ("antmaze-umaze-v2", ["antmaze-umaze", "antmaze"]),
         ("AntMaze_Large_Diverse_GR-v5", ["antmaze"]),
-        ("door-human-v1", ["door", "adroit"]),
+        ("door-human-v1", ["door-human", "door", "adroit"]),
         ("AdroitHandDoor-v1", ["door", "adroit"]),
-        ("D4RL/pen/cloned-v2", ["pen", "adroit"]),
-        ("maze2d-large-v1", ["maze2d"]),
+        ("D4RL/pen/cloned-v2", ["pen-cloned", "pen", "adroit"]),
+        ("maze2d-large-v1", ["maze2d-large", "maze2d"]),
         ("FrankaKitchen-v1", ["kitchen"]),
         ("MyHopper-v5", []),
     ],
 )
 def test_families_are_most_specific_first(name: str, expected: list[str]) -> None:
     assert families(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("env", "dataset", "expected"),
+    [
+        ("Hopper-v5", "hopper-medium-v2", ["hopper-medium", "hopper", "locomotion"]),
+        ("AntMaze_UMaze-v5", "antmaze-umaze-v2", ["antmaze-umaze", "antmaze"]),
+        (None, "hopper-medium-v2", ["hopper-medium", "hopper", "locomotion"]),
+        ("MyHopper-v5", "hopper-medium-v2", ["hopper-medium", "hopper", "locomotion"]),
+        ("Hopper-v5", "my-own", ["hopper", "locomotion"]),
+        ("HalfCheetah-v5", "hopper-medium-v2", ["halfcheetah", "locomotion"]),
+        (None, "my-own", []),
+    ],
+)
+def test_a_runs_families_are_the_datasets_where_it_is_of_that_task(
+    env: str | None, dataset: str, expected: list[str]
+) -> None:
+    assert families_of(env, dataset) == expected
 
 
 def test_a_returned_list_is_the_callers_own() -> None:

@@ -1,13 +1,27 @@
 """Each recipe against the table of its source, by the names of environments and datasets."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import pytest
 
-from offrl.agents import AGENTS, BC, IQL, PRDC, TD3BC, IQLConfig, PRDCConfig, TD3BCConfig
+from offrl.agents import (
+    AGENTS,
+    BC,
+    IQL,
+    PRDC,
+    TD3BC,
+    BCConfig,
+    IQLConfig,
+    PRDCConfig,
+    TD3BCConfig,
+)
+from offrl.datasets.names import named_sets
 from offrl.envs.references import families
 from offrl.errors import ConfigError
+from offrl.experiment import configure
 from offrl.registry import find_agent, find_recipe
+from offrl.training import TrainConfig
 
 HOPPER = ["hopper-medium-v2", "hopper-medium-replay-v0", "Hopper-v5", "Hopper-v4"]
 WALKER = ["walker2d-medium-expert-v2", "walker2d-random-v0", "Walker2d-v5"]
@@ -98,13 +112,11 @@ def test_ten_percent_cloning_is_of_ten_percent() -> None:
 @pytest.mark.parametrize("agent", AGENTS)
 def test_every_recipe_is_of_a_known_family_and_makes_a_config(agent: str) -> None:
     cls, default = AGENTS[agent]
-    known = {
-        f for n in (*HOPPER, *WALKER, *CHEETAH, *ANT_MAZE, *KITCHEN, *ADROIT) for f in families(n)
-    }
+    known = {f for n in (*named_sets(), *ANT_MAZE, *KITCHEN, *ADROIT) for f in families(n)}
     assert set(cls.recipes) <= known
     for recipe in cls.recipes.values():
-        made = type(default)(**{**vars(default), **recipe})
-        assert {k: getattr(made, k) for k in recipe} == dict(recipe)
+        train, made = configure(TrainConfig(), default, recipe)
+        assert {k: {**vars(train), **vars(made)}[k] for k in recipe} == dict(recipe)
 
 
 def test_the_most_specific_family_wins() -> None:
@@ -112,6 +124,20 @@ def test_the_most_specific_family_wins() -> None:
     assert find_recipe(PRDC, "auto", families("HalfCheetah-v5"))[0] == "halfcheetah"
     assert find_recipe(PRDC, "auto", families("Hopper-v5"))[0] == "locomotion"
     assert find_recipe(IQL, "auto", families("AdroitHandDoor-v1"))[0] == "adroit"
+
+
+def test_a_dataset_s_kind_comes_before_its_environment() -> None:
+    class Kinds(BC):
+        recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+            "hopper-medium": {"batch_size": 1024},
+            "locomotion": {"batch_size": 512, "lr": 1e-3},
+        }
+
+    assert find_recipe(Kinds, "auto", families("hopper-medium-v2"))[0] == "hopper-medium"
+    assert find_recipe(Kinds, "auto", families("hopper-medium-replay-v2"))[0] == "locomotion"
+    _, recipe = find_recipe(Kinds, "auto", families("Hopper-v5"))
+    train, config = configure(TrainConfig(), BCConfig(), recipe)
+    assert (train.batch_size, config.lr) == (512, 1e-3)
 
 
 @pytest.mark.parametrize("name", ["Pendulum-v1", "my-own-robot", "kitchen-complete-v0"])
