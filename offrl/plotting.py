@@ -2,7 +2,8 @@
 
 A line is the mean over seeds at the steps that all of them have. Its band is the 95 % bootstrap
 interval of that mean over seeds; of two or three seeds, for which the bootstrap says no more than
-that, it is their range. A single seed has a line alone.
+that, it is their range. A single seed has a line alone. Where there are more lines than colours,
+panels are larger and each line has its name at its end.
 """
 
 import csv
@@ -51,8 +52,11 @@ PAPER: Any = {
     "svg.hashsalt": "offrl",  # the same picture is the same file
 }
 PANEL = (3.3, 2.3)  # inches; one fits a column of a two-column page
+CROWDED_PANEL = (6.6, 4.0)  # for more lines than COLOURS; the width of a page
 COLUMNS = 3
-NOTE_WIDTH = 52  # characters of the legend's title that fit a panel's width
+NOTE_WIDTH = 16  # characters of the legend's title that fit an inch
+MARGINS = 0.9  # inches of a panel's height that are title, ticks and label
+NAME_HEIGHT = 0.14  # inches between the names at the lines' ends
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,10 +249,12 @@ def draw(curves: Sequence[RunCurve], metric: str) -> "Figure":
     by_panel = {name: lines(group) for name, group in panels.items()}
     labels = list(dict.fromkeys(line.label for group in by_panel.values() for line in group))
 
-    columns = min(COLUMNS, len(panels))
+    crowded = len(labels) > len(COLOURS)
+    panel = CROWDED_PANEL if crowded else PANEL
+    columns = min(1 if crowded else COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     with matplotlib.rc_context(PAPER):
-        size = (PANEL[0] * columns, PANEL[1] * rows + 0.5)
+        size = (panel[0] * columns, panel[1] * rows + 0.5)
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes in grid.flat[len(panels) :]:
@@ -256,6 +262,8 @@ def draw(curves: Sequence[RunCurve], metric: str) -> "Figure":
         for i, (axes, name) in enumerate(zip(grid.flat, panels, strict=False)):
             _panel(axes, by_panel[name], labels)
             _behaviour(axes, panels[name], metric)
+            if crowded:
+                _names(axes, by_panel[name], labels, panel[1])
             axes.set_title(name)
             if i % columns == 0:
                 axes.set_ylabel(_axis_name(metric))
@@ -265,15 +273,16 @@ def draw(curves: Sequence[RunCurve], metric: str) -> "Figure":
             label: handle
             for axes in grid.flat[: len(panels)]
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+            if not crowded or label not in labels
         }
         # Below the panels, where it can hide nothing.
         figure.legend(
             handles.values(),
             handles.keys(),
             loc="outside lower center",
-            ncols=min(len(handles), 2 * columns + 1),
+            ncols=max(1, min(len(handles), 2 * columns + 1)),
             frameon=False,
-            title=_note(by_panel, curves if metric == SCORE else [], columns),
+            title=_note(by_panel, curves if metric == SCORE else [], panel[0] * columns),
             title_fontsize=7.5,
             handlelength=2.4,
             columnspacing=1.4,
@@ -284,19 +293,20 @@ def draw(curves: Sequence[RunCurve], metric: str) -> "Figure":
 def _panel(axes: "Axes", group: Sequence[Line], labels: Sequence[str]) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+    shade = 0.18 if len(labels) <= len(COLOURS) else 0.07
     for line in group:
         i = labels.index(line.label)
-        colour, style = COLOURS[i % len(COLOURS)], STYLES[i % len(STYLES)]
+        colour = COLOURS[i % len(COLOURS)]
         marker = "o" if len(line.steps) == 1 else None
         if line.seeds > 1:
             axes.fill_between(
-                line.steps, line.low, line.high, color=colour, alpha=0.18, linewidth=0
+                line.steps, line.low, line.high, color=colour, alpha=shade, linewidth=0
             )
         axes.plot(
             line.steps,
             line.mean,
             color=colour,
-            linestyle=style,
+            linestyle=STYLES[i % len(STYLES)],
             linewidth=1.3,
             marker=marker,
             markersize=3,
@@ -322,12 +332,57 @@ def _behaviour(axes: "Axes", group: Sequence[RunCurve], metric: str) -> None:
     axes.set_ylim(min(low, 0.0), max(high, 0.0))
 
 
+def _names(axes: "Axes", group: Sequence[Line], labels: Sequence[str], height: float) -> None:
+    """The lines' names to the right of their ends, moved apart until none hides another."""
+    low, high = axes.get_ylim()
+    gap = (high - low) * NAME_HEIGHT / (height - MARGINS)
+    ends = []
+    for line in group:
+        drawn = np.flatnonzero(np.isfinite(line.mean))[-1:]
+        ends += [(float(line.mean[i]), int(line.steps[i]), line.label) for i in drawn]
+    ends.sort()
+    for (value, step, name), place in zip(ends, _apart([e[0] for e in ends], gap), strict=True):
+        colour = COLOURS[labels.index(name) % len(COLOURS)]
+        axes.annotate(
+            name,
+            (step, value),
+            (1.04, place),
+            textcoords=axes.get_yaxis_transform(),
+            annotation_clip=False,
+            verticalalignment="center",
+            color=colour,
+            fontsize=8,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0},
+        )
+
+
+def _apart(places: Sequence[float], gap: float) -> list[float]:
+    """Ascending places, moved as little as it takes to be `gap` apart."""
+    # Names that touch become one block, centred on the mean of where they would stand.
+    blocks: list[list[float]] = []
+    centres: list[float] = []
+    for place in places:
+        blocks.append([place])
+        centres.append(place)
+        while len(blocks) > 1:
+            room = gap * (len(blocks[-1]) + len(blocks[-2])) / 2
+            if centres[-1] - centres[-2] >= room:
+                break
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+            centres[-2:] = [sum(blocks[-1]) / len(blocks[-1])]
+    return [
+        centre + gap * (i - (len(block) - 1) / 2)
+        for centre, block in zip(centres, blocks, strict=True)
+        for i in range(len(block))
+    ]
+
+
 def _axis_name(metric: str) -> str:
     known = {RETURN: "return", SCORE: "normalised score"}
     return known.get(metric, metric.replace("_", " "))
 
 
-def _note(by_panel: Mapping[str, Sequence[Line]], scored: Sequence[RunCurve], columns: int) -> str:
+def _note(by_panel: Mapping[str, Sequence[Line]], scored: Sequence[RunCurve], inches: float) -> str:
     """What lines, bands and scores are, in words that fit the width."""
     counts = sorted({line.seeds for group in by_panel.values() for line in group})
     number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
@@ -339,7 +394,7 @@ def _note(by_panel: Mapping[str, Sequence[Line]], scored: Sequence[RunCurve], co
         parts.append(f"{which}: 95 % bootstrap interval")
     sources = sorted({c.reference.source for c in scored if c.reference is not None})
     parts += [f"score references: {source}" for source in sources]
-    wrapped = textwrap.wrap("; ".join(parts), width=NOTE_WIDTH * columns)
+    wrapped = textwrap.wrap("; ".join(parts), width=int(NOTE_WIDTH * inches))
     return "\n".join(wrapped)
 
 

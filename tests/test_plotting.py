@@ -1,3 +1,4 @@
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -5,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from offrl import plotting_cli
 from offrl.errors import ConfigError, OffrlError, RunError
@@ -114,6 +116,24 @@ def test_panels_scores_and_the_datas_return(tmp_path: Path) -> None:
     figure.draw_without_rendering()
     below = legend.get_window_extent().y1
     assert all(axes.get_tightbbox().y0 >= below - 1 for axes in figure.axes)  # type: ignore[union-attr]
+
+
+def test_many_lines_have_their_names_at_their_ends(tmp_path: Path) -> None:
+    # All end within a point of each other, where names would lie on top of one another.
+    runs = [
+        fake_run(tmp_path / str(i), {1000: 150.0, 2000: 200.0 + i / 10}, agent=f"agent_{i}")
+        for i in range(14)
+    ]
+    curves = [read_curve(run, "eval/score") for run in runs]
+    figure = draw(curves, "eval/score")
+    (axes,), (legend,) = figure.axes, figure.legends
+    figure.draw_without_rendering()
+    names = {text.get_text(): Text.get_window_extent(text) for text in axes.texts}
+    assert list(names) == [f"agent_{i}" for i in range(14)]
+    boxes = list(names.values())
+    assert all(below.y1 <= above.y0 for below, above in itertools.pairwise(boxes))
+    assert all(box.x1 <= figure.bbox.x1 and box.x0 >= axes.bbox.x1 for box in boxes)
+    assert [text.get_text() for text in legend.get_texts()] == ["data (mean)"]
 
 
 def test_files_are_written_and_never_replaced(tmp_path: Path) -> None:
