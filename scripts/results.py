@@ -17,22 +17,21 @@ import shutil
 import sys
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from results_page import draw
 
 import offrl
 from offrl.agents import AGENTS
 from offrl.evaluation import evaluate
 from offrl.experiment import Plan, learner_folders, plan, resume_run, start_run
 from offrl.files import read_json, write_json
-from offrl.plotting import plot
 from offrl.policy import load_policy
-from offrl.statistics import t_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, WORK = ROOT / "results", ROOT / "runs" / "results"
+MEASURED = ROOT / "agents" / "measured.json"
 SHIPPED = ("hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay")
 FINAL_EPISODES, FINAL_SEED = 20, 0  # starts of the final evaluation, common to all cells
 KEPT = ("step,name,value", "eval/", "validation/")  # of metrics.csv, which the curves need
@@ -56,7 +55,7 @@ def main() -> int:
         for dataset in arguments.datasets:
             for agent in arguments.agents:
                 run_cell(plan(agent, dataset, settings=settings))
-    draw()
+    draw(RESULTS, MEASURED)
     return 0
 
 
@@ -113,58 +112,6 @@ def _rate(folder: Path) -> float:
     """Median of the logged updates a second, evaluations and checkpoints left out."""
     rows = [r.split(",") for r in (folder / "performance.csv").read_text().splitlines()[1:]]
     return float(np.median([float(v) for _, n, v in rows if n == "performance/steps_per_second"]))
-
-
-def draw() -> None:
-    """Table and curves of all finished cells."""
-    cells: dict[str, dict[str, Any]] = {}
-    for path in sorted(RESULTS.glob("*/*/cell.json")):
-        cells.setdefault(path.parent.parent.name, {})[path.parent.name] = read_json(path)
-    lines = [
-        "# Results",
-        "",
-        "Normalised score, 100 (return - min) / (max - min) with D4RL's references, of the last",
-        f"policy on {FINAL_EPISODES} starts common to all; mean over seeds with its 95 % interval",
-        "(Student's t over seeds). Best and mean of the last 10 are of the evaluations during",
-        "training, 10 episodes each. Made by `python scripts/results.py`; each cell's `cell.json`",
-        "has its command, commit, machine and every return.",
-    ]
-    for dataset, agents in cells.items():
-        first = read_json(next((RESULTS / dataset).glob("*/seed-*/config.json")))
-        data, train = first["dataset"], first["train"]
-        reference = data["reference"]
-        span = reference["max"] - reference["min"]
-        behaviour = 100 * (data["behaviour_return_mean"] - reference["min"]) / span
-        lines += [
-            "",
-            f"## {dataset}",
-            "",
-            f"{data['steps']:,} steps, {data['episodes']} episodes, mean behaviour score "
-            f"{behaviour:.1f}; {train['steps']:,} updates, batch {train['batch_size']}, "
-            f"{train['backend']}, {train['matmul']} products.",
-            "",
-            "| agent | final score | mean of last 10 | best | seeds | updates/s, all seeds |",
-            "|---|---|---|---|---|---|",
-        ]
-        for agent in (name for name in AGENTS if name in agents):
-            seeds = agents[agent]["seeds"]
-            final = t_interval([s["final"]["score"] for s in seeds])
-            last = np.mean([_score(s["summary"], "mean of last") for s in seeds])
-            best = np.mean([_score(s["summary"], "best") for s in seeds])
-            lines.append(
-                f"| {agent} | {np.mean([s['final']['score'] for s in seeds]):.1f} ({final}) "
-                f"| {last:.1f} | {best:.1f} | {len(seeds)} "
-                f"| {np.mean([s['rate'] for s in seeds]) * len(seeds):.0f} |"
-            )
-        lines += ["", f"![learning curves]({dataset}.png)"]
-        runs = [p.parent for p in (RESULTS / dataset).glob("*/seed-*/metrics.csv")]
-        plot(sorted(runs), RESULTS / f"{dataset}.png", force=True)
-    (RESULTS / "README.md").write_text("\n".join(lines) + "\n")
-
-
-def _score(summary: dict[str, Any], name: str) -> float:
-    part = next(v for k, v in summary.items() if k.startswith(name) and isinstance(v, dict))
-    return float(part["eval/score"])
 
 
 if __name__ == "__main__":

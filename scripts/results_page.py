@@ -1,0 +1,192 @@
+"""The page of results, its curves, and what the package shows of them, from finished cells.
+
+results/<dataset>/<agent>/cell.json is a cell. results/<dataset>/discussion.md, written by hand,
+stands below that dataset's table on every page drawn.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from offrl.agents import AGENTS
+from offrl.files import read_json, write_json
+from offrl.plotting import learners, plot
+from offrl.statistics import t_interval
+
+YARDSTICK = "td3_bc"  # whose update is the unit of cost
+ALIKE = ("machine", "backend", "precision", "matmul", "seeds")  # where speeds are compared
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An agent's seeds on a dataset, summed up."""
+
+    agent: str
+    score: float  # normalised, of the last policies
+    interval: tuple[float, float] | None  # Student's over seeds; None for one seed
+    last: float
+    best: float
+    seeds: int
+    rate: float  # updates a second, of all seeds together
+    made: Mapping[str, Any]  # date, commit, machine
+    config: Mapping[str, Any]  # of the first seed's run
+
+
+def draw(results: Path, measured: Path) -> None:
+    """Write README.md and pictures into `results`, and the package's numbers to `measured`."""
+    tables = {}
+    for folder in sorted(p for p in results.iterdir() if p.is_dir()):
+        cells = [
+            read_cell(folder / name) for name in AGENTS if (folder / name / "cell.json").exists()
+        ]
+        if cells:
+            tables[folder.name] = sorted(cells, key=lambda cell: -cell.score)
+    text = [INTRODUCTION]
+    for dataset, cells in tables.items():
+        text += section(results / dataset, cells)
+        runs = [run for cell in cells for run in learners(results / dataset / cell.agent)]
+        plot(runs, results / f"{dataset}.png", force=True)
+        text += ["", f"![learning curves]({dataset}.png)"]
+    (results / "README.md").write_text("\n".join(text) + "\n")
+    write_json(measured, {"cost": costs(tables), "cells": package_cells(tables)})
+
+
+INTRODUCTION = """\
+# Results
+
+Normalised score, 100 (return - min) / (max - min) with D4RL's references, of the last policies on
+20 starts common to all agents; mean over seeds with its 95 % interval (Student's t over seeds), the
+highest mean first. Best and mean of the last 10 are of the evaluations during training, 10 episodes
+each. Updates a second are those of all seeds together, as the runs logged them. Made by `python
+scripts/results.py`; each cell's `cell.json` has its command, commit, machine and every return."""
+
+
+def read_cell(folder: Path) -> Cell:
+    """The cell in a folder."""
+    stored, agent = read_json(folder / "cell.json"), folder.name
+    seeds = stored["seeds"]
+    scores = [s["final"]["score"] for s in seeds]
+    interval = t_interval(scores)
+    rates = [s["rate"] for s in seeds]
+    stacked = AGENTS[agent][0].stacked
+    return Cell(
+        agent,
+        float(np.mean(scores)),
+        None if interval is None else (interval.low, interval.high),
+        float(np.mean([_score(s["summary"], "mean of last") for s in seeds])),
+        float(np.mean([_score(s["summary"], "best") for s in seeds])),
+        len(seeds),
+        # Learners of a stack advance together; looped ones have the machine to themselves.
+        float(np.mean(rates)) * (len(seeds) if stacked else 1),
+        {name: stored[name] for name in ("date", "commit", "machine")},
+        read_json(learners(folder)[0] / "config.json"),
+    )
+
+
+def section(folder: Path, cells: list[Cell]) -> list[str]:
+    """A dataset's part of the page."""
+    data = cells[0].config["dataset"]
+    reference = data["reference"]
+    span = reference["max"] - reference["min"]
+    behaviour = 100 * (data["behaviour_return_mean"] - reference["min"]) / span
+    lines = [
+        "",
+        f"## {folder.name}",
+        "",
+        f"{data['steps']:,} steps, {data['episodes']} episodes, mean behaviour score "
+        f"{behaviour:.1f}. {_shared(cells)}",
+        "",
+        "| agent | final score | 95 % interval | mean of last 10 | best | seeds | updates | batch "
+        "| updates/s |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for cell in sorted(cells, key=lambda cell: -cell.score):
+        interval = "" if cell.interval is None else "{:.1f} to {:.1f}".format(*cell.interval)
+        train = cell.config["train"]
+        lines.append(
+            f"| `{cell.agent}` | {cell.score:.1f} | {interval} | {cell.last:.1f} | {cell.best:.1f} "
+            f"| {cell.seeds} | {train['steps']:,} | {train['batch_size']} | {cell.rate:.0f} |"
+        )
+    changed = [f"`{c.agent}` with {text}" for c in cells if (text := _changed(c))]
+    if changed:
+        lines += ["", f"Not by the recipe: {'; '.join(changed)}."]
+    discussion = folder / "discussion.md"
+    if discussion.exists():
+        lines += ["", discussion.read_text().strip()]
+    return lines
+
+
+def _shared(cells: list[Cell]) -> str:
+    """How the runs were computed, and of which agents that is true where it is not of all."""
+    ways: dict[str, list[str]] = {}
+    for cell in cells:
+        train = cell.config["train"]
+        way = f"{train['backend']}, {train['matmul']} products, {cell.made['machine']}"
+        ways.setdefault(way, []).append(f"`{cell.agent}`")
+    if len(ways) == 1:
+        return f"Computed with {next(iter(ways))}."
+    parts = [f"{way} ({', '.join(agents)})" for way, agents in ways.items()]
+    return f"Computed with {'; with '.join(parts)}."
+
+
+def _changed(cell: Cell) -> str:
+    """The settings that differ from those of the agent's recipe."""
+    stated = {**asdict(AGENTS[cell.agent][1]), **cell.config["recipe_values"]}
+    stated = json.loads(json.dumps(stated))  # tuples are lists in a file
+    used = cell.config["agent_config"]
+    return ", ".join(
+        f"{name} {used[name]} instead of {stated[name]}"
+        for name in stated
+        if name in used and used[name] != stated[name]
+    )
+
+
+def costs(tables: Mapping[str, list[Cell]]) -> dict[str, Any]:
+    """How many times as long as the yardstick's an update takes, where both were measured alike."""
+    found: dict[str, dict[str, float]] = {}
+    for dataset, cells in tables.items():
+        unit = next((cell for cell in cells if cell.agent == YARDSTICK), None)
+        for cell in cells:
+            if unit is not None and _way(cell) == _way(unit):
+                found.setdefault(cell.agent, {})[dataset] = unit.rate / cell.rate
+    return {
+        agent: {"ratio": round(median(found[agent].values()), 2), "datasets": list(found[agent])}
+        for agent in AGENTS
+        if agent in found
+    }
+
+
+def _way(cell: Cell) -> list[Any]:
+    known = {**cell.config["train"], "machine": cell.made["machine"], "seeds": cell.seeds}
+    return [known[name] for name in ALIKE]
+
+
+def package_cells(tables: Mapping[str, list[Cell]]) -> dict[str, Any]:
+    """The numbers that an installed package shows."""
+    return {
+        dataset: {
+            cell.agent: {
+                "score": round(cell.score, 2),
+                "interval": None if cell.interval is None else [round(v, 2) for v in cell.interval],
+                "mean_of_last_10": round(cell.last, 2),
+                "best": round(cell.best, 2),
+                "seeds": cell.seeds,
+                "updates": cell.config["train"]["steps"],
+                "updates_per_second": round(cell.rate, 1),
+                "changed": _changed(cell),
+                **cell.made,
+            }
+            for cell in cells
+        }
+        for dataset, cells in tables.items()
+    }
+
+
+def _score(summary: Mapping[str, Any], name: str) -> float:
+    part = next(v for k, v in summary.items() if k.startswith(name) and isinstance(v, dict))
+    return float(part["eval/score"])
