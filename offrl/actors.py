@@ -56,7 +56,7 @@ class GaussianActor(nn.Module):
     """pi(a|s) = N(tanh(f(s)), diag(exp(log_std))^2), the spread independent of s.
 
     The distribution is not squashed, so that logged actions on the bounds keep a finite
-    likelihood; samples are clamped to [-1, 1].
+    likelihood; actions are clamped to [-1, 1]. Without `squash_mean` the mean is f(s) itself.
     """
 
     def __init__(
@@ -67,29 +67,38 @@ class GaussianActor(nn.Module):
         learners: Learners,
         dropout: float = 0.0,
         init: Init = TORCH_INIT,
+        squash_mean: bool = True,
     ) -> None:
         super().__init__()
+        self.squash_mean = squash_mean
         self.net = MLP([obs_dim, *hidden, act_dim], learners, dropout=dropout, init=init)
         self.spread = Spread(act_dim, learners)
 
     def forward(
         self, obs: Float[Tensor, "*seed batch obs"], noise: Noise | None = None
     ) -> "Independent[Normal]":
-        mean = torch.tanh(self.net(obs, noise))
+        mean = self.mean(obs, noise)
         return Independent(Normal(mean, self.spread().expand_as(mean), validate_args=False), 1)
 
+    def mean(
+        self, obs: Float[Tensor, "*seed batch obs"], noise: Noise | None = None
+    ) -> Float[Tensor, "*seed batch act"]:
+        mean: Tensor = self.net(obs, noise)
+        return torch.tanh(mean) if self.squash_mean else mean
+
     def mode(self, obs: Float[Tensor, "*seed batch obs"]) -> Float[Tensor, "*seed batch act"]:
-        action: Tensor = torch.tanh(self.net(obs))
+        action: Tensor = self.mean(obs).clamp(-1.0, 1.0)
         return action
 
     def sample(
         self, obs: Float[Tensor, "*seed batch obs"], noise: Float[Tensor, "*seed batch act"]
     ) -> Float[Tensor, "*seed batch act"]:
-        action: Tensor = (self.mode(obs) + self.spread() * noise).clamp(-1.0, 1.0)
+        action: Tensor = (self.mean(obs) + self.spread() * noise).clamp(-1.0, 1.0)
         return action
 
     def spec(self) -> dict[str, Any]:
-        return _actor_spec(self, self.net)
+        described = _actor_spec(self, self.net)
+        return described if self.squash_mean else described | {"squash_mean": False}
 
 
 class Spread(Stacked):
@@ -202,4 +211,7 @@ def actor_from_spec(spec: Mapping[str, Any]) -> Actors:
             f"the policy's actor is of type {kind!r}, which offrl does not know"
             f"{near(str(kind), ACTORS)}; pass its class as load_policy(path, actor=...)"
         )
-    return ACTORS[kind](spec["obs_dim"], spec["act_dim"], spec["hidden"], Learners())
+    sizes = spec["obs_dim"], spec["act_dim"], spec["hidden"]
+    if kind == "GaussianActor":
+        return GaussianActor(*sizes, Learners(), squash_mean=spec.get("squash_mean", True))
+    return ACTORS[kind](*sizes, Learners())

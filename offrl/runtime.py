@@ -19,7 +19,8 @@ ACTORS = ("DeterministicActor", "GaussianActor", "SquashedGaussianActor")
 class RuntimePolicy(BasePolicy):
     """u = tanh(W_k relu(... relu(W_0 x + b_0)) + b_k), plus exp(log_std) noise where Gaussian.
 
-    Where the Gaussian is squashed, the network gives log_std too and noise enters before tanh.
+    Where the Gaussian is squashed, the network gives log_std too and noise enters before tanh;
+    where a Gaussian's mean is not, there is no tanh.
     Raises ConfigError for an actor of another kind, RunError where layers do not fit together.
     """
 
@@ -32,6 +33,7 @@ class RuntimePolicy(BasePolicy):
                 f"{', '.join(ACTORS)}; load it with offrl.load_policy, which needs torch"
             )
         self._squashed = kind == "SquashedGaussianActor"
+        self._squash_mean = bool(saved.actor.get("squash_mean", True))
         self._layers = _layers(saved, (1 + self._squashed) * self.act_dim)
         self._std: F32 | None = None
         if kind == "GaussianActor":
@@ -48,7 +50,7 @@ class RuntimePolicy(BasePolicy):
             mean, log_std = np.split(y, 2, axis=-1)
             std = np.exp(np.clip(log_std, LOG_STD_MIN, LOG_STD_MAX))
             return np.asarray(np.tanh(mean if noise is None else mean + std * noise))
-        u: F32 = np.tanh(y)
+        u: F32 = np.tanh(y) if self._squash_mean else y
         if noise is not None and self._std is not None:
             u = u + self._std * noise
         return u

@@ -7,7 +7,13 @@ import torch
 from torch.distributions import Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
-from offrl.actors import LOG_STD_MAX, LOG_STD_MIN, SquashedGaussianActor, actor_from_spec
+from offrl.actors import (
+    LOG_STD_MAX,
+    LOG_STD_MIN,
+    GaussianActor,
+    SquashedGaussianActor,
+    actor_from_spec,
+)
 from offrl.networks import Init, Learners, learner_view
 
 
@@ -135,3 +141,26 @@ def test_a_learner_of_a_stack_is_the_learner_alone() -> None:
     view = learner_view(stacked, 1)
     obs, noise = torch.randn(5, 3).double(), torch.randn(5, 2).double()
     torch.testing.assert_close(view.sample(obs, noise), alone.sample(obs, noise))
+
+
+def test_a_gaussians_mean_can_go_without_tanh() -> None:
+    learners = Learners((3, 4))
+    plain = GaussianActor(3, 2, (8, 6), learners, squash_mean=False).double()
+    squashed = GaussianActor(3, 2, (8, 6), learners).double()
+    squashed.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        for actor in (plain, squashed):
+            actor.spread.log_std.fill_(math.log(0.1))
+    obs = 40.0 * torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0)).double()
+    noise = torch.full((2, 5, 2), 2.0, dtype=torch.float64)
+    mean = plain.mean(obs)
+    assert mean.abs().max() > 1.0
+    torch.testing.assert_close(squashed.mean(obs), torch.tanh(mean), rtol=0, atol=1e-12)
+    assert torch.equal(plain(obs).mean, mean)
+    # Actions are cut at the bounds, after the noise: a mean outside may come back inside.
+    assert torch.equal(plain.mode(obs), mean.clamp(-1, 1))
+    torch.testing.assert_close(
+        plain.sample(obs, noise), (mean + 0.2).clamp(-1, 1), rtol=0, atol=1e-12
+    )
+    again = actor_from_spec(plain.spec())
+    assert isinstance(again, GaussianActor) and not again.squash_mean

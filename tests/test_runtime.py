@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ print(*action)
 
 def save(path: Path, kind: Any = DeterministicActor, **keywords: Any) -> policy.Policy:
     actor = kind(11, 3, [32, 32], Learners())
-    if kind is GaussianActor:
+    if isinstance(actor, GaussianActor):
         with torch.no_grad():
             actor.spread.log_std[:] = torch.tensor([[-9.0, -1.0, 3.0]])
     g = np.random.default_rng(0)
@@ -41,7 +42,12 @@ def save(path: Path, kind: Any = DeterministicActor, **keywords: Any) -> policy.
     return saved
 
 
-@pytest.mark.parametrize("kind", [DeterministicActor, GaussianActor, SquashedGaussianActor])
+UNSQUASHED = partial(GaussianActor, squash_mean=False)
+
+
+@pytest.mark.parametrize(
+    "kind", [DeterministicActor, GaussianActor, UNSQUASHED, SquashedGaussianActor]
+)
 def test_numpy_and_torch_give_the_same_actions(tmp_path: Path, kind: Any) -> None:
     save(tmp_path / "policy", kind)
     theirs = policy.load_policy(tmp_path / "policy", seed=5)
