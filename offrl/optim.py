@@ -1,6 +1,7 @@
 """Optimisers, target averages and merged gradients, so that stacked learners never mix."""
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -26,6 +27,11 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
     """Change the learning rate in place, so that a captured graph sees it."""
     for group in optimizer.param_groups:
         group["lr"].fill_(lr)
+
+
+def cosine_rate(lr: float, step: int, steps: int) -> float:
+    """lr (1 + cos(pi step / steps)) / 2: from lr at the first step to 0 after the last."""
+    return lr * 0.5 * (1.0 + math.cos(math.pi * step / steps))
 
 
 def move_rates(optimizers: Iterable[Optimizer], device: torch.device) -> None:
