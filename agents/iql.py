@@ -12,7 +12,6 @@ locomotion rewards are scaled so that best and worst return are 1000 apart. At e
 is played.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -25,9 +24,9 @@ from offrl.agent import Agent
 from offrl.checks import check_choice, check_intervals
 from offrl.critics import Critic, Value
 from offrl.datasets.offline import Spec
-from offrl.losses import expectile_loss, td_loss, td_target
+from offrl.losses import cloning_loss, expectile_loss, td_loss, td_target
 from offrl.networks import Learners
-from offrl.optim import adam, polyak_update, set_lr, target_of
+from offrl.optim import adam, cosine_rate, polyak_update, set_lr, target_of
 from offrl.regularizers import advantage_weight
 from offrl.types import Batch, Metrics, Noise
 
@@ -108,7 +107,7 @@ class IQL(Agent):
 
     def schedule(self, step: int, steps: int) -> None:
         if self.config.actor_schedule == "cosine":
-            set_lr(self.actor_opt, self.config.lr * 0.5 * (1.0 + math.cos(math.pi * step / steps)))
+            set_lr(self.actor_opt, cosine_rate(self.config.lr, step, steps))
 
     def update(self, batch: Batch, noise: Noise, phase: int) -> Metrics:
         q = self.compute(self.target_q, batch)
@@ -131,9 +130,9 @@ class IQL(Agent):
         with torch.no_grad():
             advantage = q - self.value(batch.obs)
             weight = advantage_weight(advantage, self.config.beta, self.config.max_weight)
-        log_prob = self.actor(batch.obs, noise).log_prob(batch.action)
-        metrics = {"advantage": advantage.mean(-1), "log_prob": log_prob.mean(-1)}
-        return -(weight * log_prob).mean(-1), metrics
+        error = cloning_loss(self.actor(batch.obs, noise), batch.action)
+        metrics = {"advantage": advantage.mean(-1), "log_prob": -error.mean(-1)}
+        return (weight * error).mean(-1), metrics
 
     def critic_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         with torch.no_grad():

@@ -5,11 +5,11 @@ from fault import faults
 # Cases, by what their methods have in common.
 BC = "bc"
 TD3 = "td3_bc prdc"
-IQL = "iql"
+IQL = "iql riql"
 VALUES = f"{TD3} {IQL}"
 EVERY = f"{VALUES} {BC}"
 TD3_STACKED = "td3_bc-stacked prdc-stacked"
-STACKED = f"bc-stacked {TD3_STACKED} iql-stacked"
+STACKED = f"bc-stacked {TD3_STACKED} iql-stacked riql-stacked"
 
 FAULTS = [
     *faults(
@@ -33,7 +33,7 @@ FAULTS = [
     ),
     *faults(
         "losses.td_loss",
-        VALUES,
+        f"{TD3} iql",
         (".sum(0)", ".mean(0)"),
         (".sum(0)", ".amax(0)"),
         (".square()", ".abs()"),
@@ -89,10 +89,17 @@ FAULTS = [
     ),
     *faults("optim.set_lr", IQL, ('group["lr"].fill_(lr)', "pass")),
     *faults(
+        "optim.cosine_rate",
+        IQL,
+        ("math.pi * step", "2 * math.pi * step"),
+        ("lr * 0.5 *", "lr *"),
+        ("1.0 + math.cos", "1.0 - math.cos"),
+    ),
+    *faults(
         "optim.adam",
         EVERY,
         ("lr=torch.tensor(lr)", "lr=torch.tensor(3e-4)"),
-        ("fused=True", "fused=True, weight_decay=0.01"),
+        ("weight_decay=weight_decay", "weight_decay=0.01"),
         ("fused=True", "fused=True, maximize=True"),
     ),
     *faults(
