@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -243,24 +244,23 @@ def start_run(plan: Plan, out: str | Path | None = None, callbacks: Sequence[Cal
     """Train from the first step in a new folder, which stays only if a step was taken."""
     folder = _free_folder(plan) if out is None else Path(out)
     refuse_existing(folder)
-    folders = learner_folders(folder, plan.train)
-    trainer = _trainer(plan, folders, callbacks)
+    make_first, *later = _trainers(plan, folder, callbacks)
+    first = make_first()  # refuses what cannot work before anything is written
     try:
         with new_folder(folder) as fresh:
-            for path, seed in zip(
-                learner_folders(fresh, plan.train), plan.train.learner_seeds, strict=True
+            for path, single in zip(
+                learner_folders(fresh, plan.train), _singles(plan), strict=True
             ):
                 path.mkdir(exist_ok=True)
-                single = replace(plan, train=replace(plan.train, seed=seed, seeds=1))
                 write_json(path / "config.json", single.record())
-            if len(folders) > 1:
+            if plan.train.seeds > 1:
                 write_json(fresh / "config.json", plan.record())
     except OSError as error:
         raise RunError(f"the run's folder {folder} cannot be made: {error}") from None
     try:
-        return _finished(trainer, plan, folders, resume=False)
+        return _finished([lambda: first, *later], resume=False)
     except BaseException:
-        if trainer.step == 0:
+        if first.step == 0:
             shutil.rmtree(folder, ignore_errors=True)
         raise
 
@@ -316,8 +316,7 @@ def resume_run(
         {**record["train"], **record["agent_config"]},
     )
     resumed = replace(resumed, recipe=record["recipe"], recipe_values=record["recipe_values"])
-    folders = learner_folders(folder, resumed.train)
-    return _finished(_trainer(resumed, folders, callbacks), resumed, folders, resume=True)
+    return _finished(_trainers(resumed, folder, callbacks), resume=True)
 
 
 def recorded(folder: Path) -> Mapping[str, Any]:
@@ -339,7 +338,31 @@ def learner_folders(folder: Path, config: TrainConfig) -> list[Path]:
     return [folder / f"seed-{seed}" for seed in config.learner_seeds]
 
 
-def _trainer(plan: Plan, folders: Sequence[Path], callbacks: Sequence[Callback]) -> Trainer:
+def _singles(plan: Plan) -> list[Plan]:
+    """The plan of each learner alone."""
+    seeds = plan.train.learner_seeds
+    return [replace(plan, train=replace(plan.train, seed=seed, seeds=1)) for seed in seeds]
+
+
+def _trainers(
+    plan: Plan, folder: Path, callbacks: Sequence[Callback]
+) -> list[Callable[[], Trainer]]:
+    """What makes the trainers that fill a run's folder, one after another.
+
+    One trains all learners side by side where the agent is stacked; else each has its own.
+    """
+    folders = learner_folders(folder, plan.train)
+    if plan.cls.stacked:
+        return [partial(_trainer, plan, folder, folders, callbacks)]
+    return [
+        partial(_trainer, single, folder, [path], callbacks)
+        for single, path in zip(_singles(plan), folders, strict=True)
+    ]
+
+
+def _trainer(
+    plan: Plan, root: Path, folders: Sequence[Path], callbacks: Sequence[Callback]
+) -> Trainer:
     training, held_out = plan.dataset, None
     if plan.data.validation:
         training, held_out = plan.dataset.split(plan.data.validation, plan.data.split_seed)
@@ -350,6 +373,7 @@ def _trainer(plan: Plan, folders: Sequence[Path], callbacks: Sequence[Callback])
         held_out,
         plan.train,
         folders,
+        root,
         _env_factory(plan),
         plan.reference,
         callbacks,
@@ -385,14 +409,18 @@ def _env_factory(plan: Plan) -> Callable[[], Any] | None:
     return factory
 
 
-def _finished(trainer: Trainer, plan: Plan, folders: Sequence[Path], resume: bool) -> Run:
-    trainer.run(resume=resume)
-    learners = range(len(folders))
-    return Run(
-        tuple(folders),
-        tuple(trainer.policy(k) for k in learners),
-        tuple(trainer.summary(k) for k in learners),
-    )
+def _finished(trainers: Sequence[Callable[[], Trainer]], resume: bool) -> Run:
+    folders: list[Path] = []
+    policies: list[Policy] = []
+    summaries: list[Mapping[str, Any]] = []
+    for make_trainer in trainers:
+        trainer = make_trainer()
+        trainer.run(resume=resume)
+        folders += trainer.folders
+        for k in range(len(trainer.folders)):
+            policies.append(trainer.policy(k))
+            summaries.append(trainer.summary(k))
+    return Run(tuple(folders), tuple(policies), tuple(summaries))
 
 
 def _free_folder(plan: Plan) -> Path:

@@ -98,6 +98,7 @@ class Trainer:
         validation: OfflineDataset | None,
         config: TrainConfig,
         folders: Sequence[Path],
+        root: Path,  # of the run, which may have other learners than these
         make_env: Callable[[], Any] | None = None,
         reference: Reference | None = None,
         callbacks: Sequence[Callback] = (),
@@ -106,6 +107,7 @@ class Trainer:
         self.agent, self.config, self.folders = agent, config, list(folders)
         self.make_env, self.reference, self.callbacks = make_env, reference, list(callbacks)
         self.provenance = dict(provenance or {})
+        self.root = root
         self.best_by = self._best_by(validation)
         device, dtype = choose_device(config.device), getattr(torch, config.precision)
         replay = agent.view(dataset)
@@ -181,11 +183,8 @@ class Trainer:
                 if signals.received and not last:
                     raise Interrupted(
                         f"stopped by {signals.received} at step {self.step:,}; everything is "
-                        f"saved. Continue with: offrl train --resume {self._root()}"
+                        f"saved. Continue with: offrl train --resume {self.root}"
                     )
-
-    def _root(self) -> Path:
-        return self.folders[0] if len(self.folders) == 1 else self.folders[0].parent
 
     def _bar(self) -> "tqdm[None]":
         return tqdm(
