@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 from torch.nn.functional import softplus
 
+from offrl.cocoa import trunk_from_spec
 from offrl.errors import ConfigError, near
 from offrl.networks import MLP, TORCH_INIT, Init, Learners, Stacked
 from offrl.types import Noise
@@ -57,6 +58,8 @@ class GaussianActor(nn.Module):
 
     The distribution is not squashed, so that logged actions on the bounds keep a finite
     likelihood; actions are clamped to [-1, 1]. Without `squash_mean` the mean is f(s) itself.
+    `trunk` stands before the layers: a module with attributes `features` and `spec` that maps obs
+    to (*seed, batch, features).
     """
 
     def __init__(
@@ -68,10 +71,11 @@ class GaussianActor(nn.Module):
         dropout: float = 0.0,
         init: Init = TORCH_INIT,
         squash_mean: bool = True,
+        trunk: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.squash_mean = squash_mean
-        self.net = MLP([obs_dim, *hidden, act_dim], learners, dropout=dropout, init=init)
+        self.net = _net([obs_dim, *hidden, act_dim], learners, dropout, init, trunk)
         self.spread = Spread(act_dim, learners)
 
     def forward(
@@ -121,6 +125,7 @@ class SquashedGaussianActor(nn.Module):
     Mean and log_std are the two halves of one network's output; log_std is clamped to [-5, 2].
     The last term is 2 (log 2 - u - log(1 + exp(-2u))), which is exact at every u. Source:
     arXiv:1801.01290, appendix C. Samples are differentiable in the network, given their noise.
+    `trunk` as in GaussianActor.
     """
 
     def __init__(
@@ -130,9 +135,10 @@ class SquashedGaussianActor(nn.Module):
         hidden: Sequence[int],
         learners: Learners,
         init: Init = TORCH_INIT,
+        trunk: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.net = MLP([obs_dim, *hidden, 2 * act_dim], learners, init=init)
+        self.net = _net([obs_dim, *hidden, 2 * act_dim], learners, 0.0, init, trunk)
 
     def forward(
         self, obs: Float[Tensor, "*seed batch obs"]
@@ -193,14 +199,43 @@ ACTORS: Mapping[str, type[Actors]] = {
 }
 
 
-def _actor_spec(actor: nn.Module, net: MLP) -> dict[str, Any]:
+class Behind(nn.Module):
+    """A policy's layers behind a trunk, with the attributes that they have alone."""
+
+    def __init__(self, trunk: nn.Module, layers: MLP, obs_dim: int) -> None:
+        super().__init__()
+        self.trunk, self.layers = trunk, layers
+        self.sizes = (obs_dim, *layers.sizes[1:])
+
+    def noise(self, batch_size: int) -> dict[str, tuple[int, ...]]:
+        return self.layers.noise(batch_size)
+
+    def forward(self, obs: Tensor, noise: Noise | None = None) -> Tensor:
+        x: Tensor = self.layers(self.trunk(obs), noise)
+        return x
+
+
+def _net(
+    sizes: Sequence[int], learners: Learners, dropout: float, init: Init, trunk: nn.Module | None
+) -> MLP | Behind:
+    if trunk is None:
+        return MLP(sizes, learners, dropout=dropout, init=init)
+    inputs = int(trunk.features)  # type: ignore[arg-type]
+    layers = MLP([inputs, *sizes[1:]], learners, dropout=dropout, init=init)
+    return Behind(trunk, layers, sizes[0])
+
+
+def _actor_spec(actor: nn.Module, net: MLP | Behind) -> dict[str, Any]:
     obs_dim, *hidden, act_dim = net.sizes
-    return {
+    described = {
         "type": type(actor).__name__,
         "obs_dim": obs_dim,
         "act_dim": act_dim,
         "hidden": hidden,
     }
+    if isinstance(net, Behind):
+        described["trunk"] = net.trunk.spec()  # type: ignore[operator]
+    return described
 
 
 def actor_from_spec(spec: Mapping[str, Any]) -> Actors:
@@ -212,6 +247,10 @@ def actor_from_spec(spec: Mapping[str, Any]) -> Actors:
             f"{near(str(kind), ACTORS)}; pass its class as load_policy(path, actor=...)"
         )
     sizes = spec["obs_dim"], spec["act_dim"], spec["hidden"]
+    if kind == "DeterministicActor":
+        return DeterministicActor(*sizes, Learners())
+    trunk = trunk_from_spec(spec["trunk"]) if "trunk" in spec else None
     if kind == "GaussianActor":
-        return GaussianActor(*sizes, Learners(), squash_mean=spec.get("squash_mean", True))
-    return ACTORS[kind](*sizes, Learners())
+        squash_mean = spec.get("squash_mean", True)
+        return GaussianActor(*sizes, Learners(), squash_mean=squash_mean, trunk=trunk)
+    return SquashedGaussianActor(*sizes, Learners(), trunk=trunk)

@@ -156,9 +156,7 @@ class GaussianEnsemble(nn.Module):
         waited = 0
         with tqdm(desc=name, unit="batch", delay=2.0, leave=False) as bar:
             while waited < self.config.patience and len(errors) < self.config.epochs:
-                batches = data.epoch(len(errors))
-                bar.reset(len(batches))
-                for rows in batches:
+                for rows in data.epoch(len(errors)):
                     self._step(optimizer, data.inputs[rows], data.targets[rows])
                     bar.update()
                 error = self._held_out_error(data)
@@ -168,7 +166,9 @@ class GaussianEnsemble(nn.Module):
                     best[n][improved] = p.detach()[improved]
                 waited = 0 if bool(improved.any()) else waited + 1
                 errors.append(float(error.sort().values[: self.config.elites].mean()))
-                bar.set_description(f"{name}, epoch {len(errors)}, error {errors[-1]:.4g}")
+                bar.set_description(
+                    f"{name}, epoch {len(errors)}, error {errors[-1]:.4g}", refresh=False
+                )
         if not torch.isfinite(self.error).all():
             raise DataError(
                 f"{name} cannot be learned: the error on held-out transitions is not finite; "
@@ -178,6 +178,15 @@ class GaussianEnsemble(nn.Module):
         self.elites.copy_(self.error.argsort()[: self.config.elites])
         self.requires_grad_(False)
         return errors
+
+    def elite_state(self) -> dict[str, Tensor]:
+        """The state of an ensemble whose members are this one's elites, and nobody else."""
+        by_member = {f"layers.{name}" for name, _ in self.layers.named_parameters()} | {"error"}
+        state = {
+            name: value[self.elites] if name in by_member else value
+            for name, value in self.state_dict().items()
+        }
+        return state | {"elites": torch.arange(len(self.elites), device=self.elites.device)}
 
     def _outputs(
         self, x: Float[Tensor, "*lead inputs"]

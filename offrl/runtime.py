@@ -32,6 +32,11 @@ class RuntimePolicy(BasePolicy):
                 f"{saved.path}: the actor is of type {kind!r}, and offrl.runtime has "
                 f"{', '.join(ACTORS)}; load it with offrl.load_policy, which needs torch"
             )
+        if "trunk" in saved.actor:
+            raise ConfigError(
+                f"{saved.path}: the policy looks at states through learned dynamics (COCOA), which "
+                "offrl.runtime does not have; load it with offrl.load_policy, which needs torch"
+            )
         self._squashed = kind == "SquashedGaussianActor"
         self._squash_mean = bool(saved.actor.get("squash_mean", True))
         self._layers = _layers(saved, (1 + self._squashed) * self.act_dim)
