@@ -55,9 +55,11 @@ class Drift(gymnasium.Env[Any, Any]):
 
 
 def small_config(name: str, **changes: Any) -> Any:
+    """The agent's settings with every network narrow."""
     _, default = AGENTS[name]
     values = {f: getattr(default, f) for f in default.__dataclass_fields__}
-    return type(default)(**{**values, "hidden": HIDDEN, **changes})
+    narrow = {f: HIDDEN for f in values if f.endswith("hidden")}
+    return type(default)(**{**values, **narrow, **changes})
 
 
 def build(
