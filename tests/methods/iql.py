@@ -46,6 +46,9 @@ CASES = {
     "iql-stacked": Case("iql", EXTRACTION, REACH, flat_iql, seed=73, beside=(5,)),
 }
 
+# Large weights make the cut bite, and its effect visible.
+OTHER = {("iql", "max_weight"): (1e-3, {"beta": 10.0})}
+
 _IQL_ALL = "iql iql-dropout"
 FAULTS = [
     *faults(
