@@ -1,0 +1,71 @@
+"""RIQL's settings against its authors' table, by environment and by what was corrupted."""
+
+from typing import Any
+
+import pytest
+
+from offrl.agents import RIQL, RIQLConfig
+from offrl.errors import ConfigError
+from offrl.registry import find_recipe
+
+# The authors' configuration: (sigma, quantile, K) on halfcheetah, walker2d and hopper.
+TABLE = {
+    ("random", "observations"): [(0.1, 0.1, 5), (0.1, 0.25, 5), (0.1, 0.25, 3)],
+    ("random", "actions"): [(0.5, 0.25, 3), (0.5, 0.1, 5), (0.1, 0.25, 5)],
+    ("random", "rewards"): [(3.0, 0.25, 5), (3.0, 0.1, 5), (1.0, 0.25, 3)],
+    ("random", "dynamics"): [(3.0, 0.25, 5), (1.0, 0.25, 3), (1.0, 0.5, 5)],
+    ("adversarial", "observations"): [(0.1, 0.1, 5), (1.0, 0.25, 5), (1.0, 0.25, 5)],
+    ("adversarial", "actions"): [(1.0, 0.1, 5), (1.0, 0.1, 5), (1.0, 0.25, 5)],
+    ("adversarial", "rewards"): [(1.0, 0.1, 5), (3.0, 0.1, 5), (0.1, 0.25, 5)],
+    ("adversarial", "dynamics"): [(1.0, 0.1, 5), (1.0, 0.25, 5), (1.0, 0.5, 5)],
+}
+CELLS = [
+    (f"{environment}-{mode}-{element}", row)
+    for (mode, element), rows in TABLE.items()
+    for environment, row in zip(("halfcheetah", "walker2d", "hopper"), rows, strict=True)
+]
+
+
+def settings(**recipe: Any) -> dict[str, Any]:
+    return {**vars(RIQLConfig()), **recipe}
+
+
+@pytest.mark.parametrize(("name", "row"), CELLS, ids=[name for name, _ in CELLS])
+def test_each_cell_of_the_table(name: str, row: tuple[float, float, int]) -> None:
+    found = settings(**find_recipe(RIQL, name, [])[1])
+    assert (found["sigma"], found["quantile"], found["critics"]) == row
+    assert set(RIQL.recipes[name]) == {"sigma", "quantile", "critics"}
+
+
+def test_the_table_and_nothing_else() -> None:
+    assert set(RIQL.recipes) == {"locomotion", *(name for name, _ in CELLS)}
+
+
+def test_the_settings_everywhere() -> None:
+    found = settings(**find_recipe(RIQL, "auto", ["hopper", "locomotion"])[1])
+    assert (found["sigma"], found["quantile"], found["critics"]) == (1.0, 0.25, 5)
+    for name, value in {
+        **{"expectile": 0.7, "beta": 3.0, "max_weight": 100.0, "gamma": 0.99, "polyak": 0.005},
+        **{"lr": 3e-4, "hidden": (256, 256), "target_min": -100.0, "target_max": 1000.0},
+        **{"actor": "deterministic", "actor_schedule": "cosine", "normalize_obs": True},
+        **{"normalize_with_next": True, "reward_scale": 1.0, "reward_shift": 0.0},
+    }.items():
+        assert found[name] == value, name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sigma": 0.0}, r"RIQLConfig.sigma is 0.0; it must be in \(0, inf\)"),
+        ({"quantile": 1.5}, r"RIQLConfig.quantile is 1.5; it must be in \[0, 1\]"),
+        ({"critics": 0}, r"RIQLConfig.critics is 0; it must be in \[1, inf\)"),
+        ({"actor": "flow"}, r"RIQLConfig.actor is 'flow'; it must be one of"),
+        (
+            {"target_min": 5.0, "target_max": 1.0},
+            r"RIQLConfig.target_min is 5.0 and target_max 1.0; the least target must be below",
+        ),
+    ],
+)
+def test_settings_that_cannot_be(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RIQLConfig(**changes)
