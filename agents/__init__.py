@@ -9,7 +9,7 @@ from offrl.agent import Agent
 from offrl.agents.bc import BC, BCConfig
 from offrl.agents.iql import IQL, IQLConfig
 from offrl.agents.prdc import PRDC, PRDCConfig
-from offrl.agents.riql import RIQL, RIQLConfig
+from offrl.agents.rebrac import ReBRAC, ReBRACConfig
 from offrl.agents.td3_bc import TD3BC, TD3BCConfig
 
 AGENTS: dict[str, tuple[type[Agent], Any]] = {
@@ -18,7 +18,7 @@ AGENTS: dict[str, tuple[type[Agent], Any]] = {
     "td3_bc": (TD3BC, TD3BCConfig()),
     "iql": (IQL, IQLConfig()),
     "prdc": (PRDC, PRDCConfig()),
-    "riql": (RIQL, RIQLConfig()),
+    "rebrac": (ReBRAC, ReBRACConfig()),
 }
 
 __all__ = [
@@ -26,11 +26,11 @@ __all__ = [
     "BC",
     "IQL",
     "PRDC",
-    "RIQL",
     "TD3BC",
     "BCConfig",
     "IQLConfig",
     "PRDCConfig",
-    "RIQLConfig",
+    "ReBRAC",
+    "ReBRACConfig",
     "TD3BCConfig",
 ]

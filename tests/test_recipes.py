@@ -14,6 +14,8 @@ from offrl.agents import (
     BCConfig,
     IQLConfig,
     PRDCConfig,
+    ReBRAC,
+    ReBRACConfig,
     TD3BCConfig,
 )
 from offrl.datasets.names import named_sets
@@ -78,6 +80,60 @@ def test_iql(name: str, row: tuple[Any, ...]) -> None:
     assert_has(found, expectile=expectile, beta=beta, dropout=dropout)
     assert_has(found, reward_by_return_range=by_range, reward_shift=shift, reward_scale=1.0)
     assert_has(found, actor_schedule="cosine", max_weight=100.0, normalize_obs=False)
+
+
+# ReBRAC, the paper's table and the authors' configurations: beta_1 and beta_2 by dataset.
+LOCOMOTION_KINDS = "random medium expert medium-expert medium-replay full-replay"
+ADROIT_KINDS = "human cloned expert"
+REBRAC_TABLE = [
+    ("halfcheetah", LOCOMOTION_KINDS, ".001,.1 .001,.01 .01,.01 .01,.1 .01,.001 .001,.1"),
+    ("hopper", LOCOMOTION_KINDS, ".001,.01 .01,.01 .1,.1 .1,.01 .05,.5 .01,.01"),
+    ("walker2d", LOCOMOTION_KINDS, ".01,0 .05,.1 .01,.5 .01,.01 .05,.01 .01,.01"),
+    ("antmaze", "umaze umaze-diverse", ".003,.002 .003,.001"),
+    ("antmaze", "medium-play medium-diverse", ".001,.0005 .001,0"),
+    ("antmaze", "large-play large-diverse", ".002,.001 .002,.002"),
+    ("pen", ADROIT_KINDS, ".1,.5 .05,.5 .01,.01"),
+    ("door", ADROIT_KINDS, ".1,.1 .01,.1 .05,.01"),
+    ("hammer", ADROIT_KINDS, ".01,.5 .1,.5 .01,.01"),
+    ("relocate", ADROIT_KINDS, ".1,.01 .1,.01 .05,.01"),
+]
+# Learning rates of policy and critic, gamma, reward scale and batch size, by suite.
+REBRAC_SUITES = {
+    "locomotion": (1e-3, 1e-3, 0.99, 1.0, 1024),
+    "antmaze": (3e-4, 5e-5, 0.999, 100.0, 256),
+    "adroit": (3e-4, 3e-4, 0.99, 1.0, 256),
+}
+
+
+@pytest.mark.parametrize(("task", "kinds", "pairs"), REBRAC_TABLE, ids=str)
+def test_rebrac(task: str, kinds: str, pairs: str) -> None:
+    for kind, pair in zip(kinds.split(), pairs.split(), strict=True):
+        name = f"{task}-{kind}-v1"
+        assert name in named_sets() or f"{task}-{kind}-v2" in named_sets()
+        found = {"batch_size": 256, **settings(ReBRAC, ReBRACConfig(), name)}
+        beta1, beta2 = (float(x) for x in pair.split(","))
+        lr, critic_lr, gamma, scale, batch_size = REBRAC_SUITES[families(name)[-1]]
+        assert_has(found, beta1=beta1, beta2=beta2, lr=lr, critic_lr=critic_lr, gamma=gamma)
+        assert_has(found, reward_scale=scale, batch_size=batch_size, reward_shift=0.0)
+        assert_has(found, hidden=(256, 256, 256), normalize_obs=False, polyak=0.005)
+        assert_has(found, policy_noise=0.2, noise_clip=0.5, policy_delay=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "betas", "batch_size"),
+    [
+        ("mujoco/hopper/simple-v0", (0.01, 0.01), 1024),
+        ("Hopper-v5", (0.01, 0.01), 1024),
+        ("AntMaze_UMaze-v5", (0.002, 0.001), None),
+        ("AdroitHandPen-v1", (0.01, 0.01), None),
+    ],
+)
+def test_rebrac_on_data_that_its_table_lacks(
+    name: str, betas: tuple[float, float], batch_size: int | None
+) -> None:
+    found = settings(ReBRAC, ReBRACConfig(), name)
+    assert (found["beta1"], found["beta2"]) == betas
+    assert found.get("batch_size") == batch_size
 
 
 @pytest.mark.parametrize("name", [*HOPPER, *WALKER, *CHEETAH])

@@ -2,8 +2,8 @@
 
 from fault import Fault, faults
 
-EVERY = "td3_bc td3_bc-delay prdc"
-STACKED = "td3_bc-stacked prdc-stacked"
+EVERY = "td3_bc td3_bc-delay prdc rebrac"
+STACKED = "td3_bc-stacked prdc-stacked rebrac-stacked"
 
 FAULTS = [
     *faults(
@@ -54,7 +54,7 @@ FAULTS = [
     ),
     *faults(
         "td3.td3_critic_loss",
-        EVERY,
+        "td3_bc td3_bc-delay prdc",
         ("next_action(agent, batch, noise)", "next_action(agent, batch, 0 * noise)"),
         ("agent.critic_target, batch", "agent.critic, batch"),
         ("batch, action)", "batch, batch.next_action)"),
@@ -105,7 +105,6 @@ def update_faults(at: str, cases: str) -> list[Fault]:
             ("if phase == self.period - 1:", "if phase == self.period:"),
             ("metrics |= self.minimize(self.actor_opt", "self.minimize(self.actor_opt"),
             ("update_targets(self)", "pass"),
-            ("            update_targets(self)", "        update_targets(self)"),
             ("return metrics", "return {}"),
         ),
     ]

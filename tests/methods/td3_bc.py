@@ -21,7 +21,7 @@ def flat_td3_bc(
     dataset: OfflineDataset,
     view: Replay,
 ) -> Trained:
-    return flat.td3_bc.train(nets, batches, **case.settings(*SETTINGS))
+    return flat.td3_bc.train(nets, batches, **case.settings(*SETTINGS, "beer"))
 
 
 CASES = {
@@ -49,6 +49,7 @@ def policy_faults(at: str, cases: str, stacked: str) -> list[Fault]:
             f"{at}.update",
             cases,
             ("metrics |= self.minimize(self.actor_opt, self.actor_loss, batch)", "pass"),
+            ("            update_targets(self)", "        update_targets(self)"),
             # The policy before the critic.
             (
                 "metrics = self.minimize(self.critic_opt, self.critic_loss, batch, "
