@@ -10,6 +10,7 @@ from offrl.agents.bc import BC, BCConfig
 from offrl.agents.iql import IQL, IQLConfig
 from offrl.agents.prdc import PRDC, PRDCConfig
 from offrl.agents.rebrac import ReBRAC, ReBRACConfig
+from offrl.agents.riql import RIQL, RIQLConfig
 from offrl.agents.td3_bc import TD3BC, TD3BCConfig
 
 AGENTS: dict[str, tuple[type[Agent], Any]] = {
@@ -19,6 +20,7 @@ AGENTS: dict[str, tuple[type[Agent], Any]] = {
     "iql": (IQL, IQLConfig()),
     "prdc": (PRDC, PRDCConfig()),
     "rebrac": (ReBRAC, ReBRACConfig()),
+    "riql": (RIQL, RIQLConfig()),
 }
 
 __all__ = [
@@ -26,10 +28,12 @@ __all__ = [
     "BC",
     "IQL",
     "PRDC",
+    "RIQL",
     "TD3BC",
     "BCConfig",
     "IQLConfig",
     "PRDCConfig",
+    "RIQLConfig",
     "ReBRAC",
     "ReBRACConfig",
     "TD3BCConfig",
