@@ -40,7 +40,7 @@ class BC(Agent):
 
     config: BCConfig
     config_class = BCConfig
-    suits = "expert data, or the best part of mixed data"
+    suits = "expert data, or its best episodes"
 
     def __init__(self, spec: Spec, config: BCConfig, learners: Learners) -> None:
         super().__init__(spec, config, learners)
