@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,17 @@ def adam(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.
 
     `weight_decay` times the parameter is added to its gradient: Adam with an L2 term, not AdamW.
     """
-    return Adam(list(parameters), lr=torch.tensor(lr), weight_decay=weight_decay, fused=True)
+    optimizer = Adam(list(parameters), lr=torch.tensor(lr), weight_decay=weight_decay, fused=True)
+    optimizer.register_step_pre_hook(_lay_out)
+    return optimizer
+
+
+def _lay_out(optimizer: Optimizer, *_: Any) -> None:
+    # On a CPU the fused kernel reads a gradient in the order of its memory, whatever its strides:
+    # one that lies transposed, as that of a slope may, would move the wrong entries.
+    for parameter in parameters_of(optimizer):
+        if parameter.grad is not None:
+            parameter.grad = parameter.grad.contiguous()
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
