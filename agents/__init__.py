@@ -7,10 +7,12 @@ from typing import Any
 
 from offrl.agent import Agent
 from offrl.agents.bc import BC, BCConfig
+from offrl.agents.edac import EDAC, EDACConfig
 from offrl.agents.iql import IQL, IQLConfig
 from offrl.agents.prdc import PRDC, PRDCConfig
 from offrl.agents.rebrac import ReBRAC, ReBRACConfig
 from offrl.agents.riql import RIQL, RIQLConfig
+from offrl.agents.sac_n import SACN, SACNConfig
 from offrl.agents.td3_bc import TD3BC, TD3BCConfig
 
 AGENTS: dict[str, tuple[type[Agent], Any]] = {
@@ -21,20 +23,26 @@ AGENTS: dict[str, tuple[type[Agent], Any]] = {
     "prdc": (PRDC, PRDCConfig()),
     "rebrac": (ReBRAC, ReBRACConfig()),
     "riql": (RIQL, RIQLConfig()),
+    "sac_n": (SACN, SACNConfig()),
+    "edac": (EDAC, EDACConfig()),
 }
 
 __all__ = [
     "AGENTS",
     "BC",
+    "EDAC",
     "IQL",
     "PRDC",
     "RIQL",
+    "SACN",
     "TD3BC",
     "BCConfig",
+    "EDACConfig",
     "IQLConfig",
     "PRDCConfig",
     "RIQLConfig",
     "ReBRAC",
     "ReBRACConfig",
+    "SACNConfig",
     "TD3BCConfig",
 ]

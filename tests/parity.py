@@ -125,7 +125,9 @@ def check_reach(agent: Agent, feed: Feed, case: Case) -> None:
 
     def watch(optimizer: Any, objective: Callable[..., Any], *args: Any, **options: Any) -> Any:
         loss, _ = objective(*args)
-        reached[objective.__name__] = frozenset(owner[id(p)] for p in leaves(loss))
+        # A leaf that no network owns is an input by which the objective itself differentiates.
+        found = [id(p) for p in leaves(loss)]
+        reached[objective.__name__] = frozenset(owner[p] for p in found if p in owner)
         assert not any(p.grad is None for p in parameters_of(optimizer))
         return minimize(optimizer, objective, *args, **options)
 

@@ -1,0 +1,100 @@
+"""Soft actor-critic with N critics (SAC-N; An et al., NeurIPS 2021, arXiv:2110.01548).
+
+    L_pi = E[ w log pi(a|s) - min_(i <= N) Q_i(s, a) ],         a ~ pi(s)
+    L_w  = -log w (E[ log pi(a|s) ] + H),                       the same a, H = -dim(a)
+    y    = r + gamma (1 - terminated) (min_(i <= N) Q_i'(s', a') - w log pi(a'|s')),  a' ~ pi(s')
+    L_Q  = sum_i E[ (Q_i(s, a) - y)^2 ]
+
+Nothing ties the policy to the data but the minimum: of N critics it is the lower, the less they
+agree, and they disagree where there are no data. Order within an update, as the authors' code
+prints it: the policy, its temperature w, the critics, their target. That code forms all losses
+before the first step; here, as in the CORL library, the critics' target uses the policy and the
+temperature that were just stepped. log pi is exact (the authors add 1e-6 inside the logarithm of
+tanh's slope). At evaluation tanh of the mean is played.
+
+N is that of the paper's tables as CORL runs them, which does not standardise Adroit's rewards as
+the paper does.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from offrl.agent import Agent
+from offrl.checks import check_intervals
+from offrl.datasets.offline import Spec
+from offrl.networks import Learners
+from offrl.optim import adam, polyak_update, target_of
+from offrl.sac import (
+    SoftConfig,
+    soft_actor_loss,
+    soft_networks,
+    soft_noise,
+    soft_regression,
+    soft_target,
+    soft_temperature_loss,
+    soft_validation,
+)
+from offrl.types import Batch, Metrics, Noise
+
+
+@dataclass(frozen=True)
+class SACNConfig(SoftConfig):
+    """Settings of the paper on HalfCheetah; see the recipes for the others."""
+
+    ensemble: int = 10  # N; 20 on Walker2d, 200 to 500 on Hopper
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_intervals(self, ensemble="[1, inf)")
+
+
+class SACN(Agent):
+    """Soft actor-critic, pessimistic by the minimum of many critics."""
+
+    config: SACNConfig
+    config_class = SACNConfig
+    suits = "dense rewards, wide coverage"
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "halfcheetah": {"ensemble": 10},
+        "hopper": {"ensemble": 200},
+        "hopper-medium": {"ensemble": 500},
+        "walker2d": {"ensemble": 20},
+        "adroit": {"ensemble": 100},
+    }
+
+    def __init__(self, spec: Spec, config: SACNConfig, learners: Learners) -> None:
+        super().__init__(spec, config, learners)
+        self.actor, self.critic, self.temperature = soft_networks(
+            self.obs_dim, self.act_dim, config.hidden, learners, config.ensemble
+        )
+        self.critic_target = target_of(self.critic)
+        self.actor_opt = adam(self.actor.parameters(), config.actor_lr)
+        self.temperature_opt = adam(self.temperature.parameters(), config.actor_lr)
+        self.critic_opt = adam(self.critic.parameters(), config.lr)
+
+    def noise(self, batch_size: int) -> dict[str, tuple[int, ...]]:
+        return soft_noise(self, batch_size)
+
+    def update(self, batch: Batch, noise: Noise, phase: int) -> Metrics:
+        metrics = self.minimize(self.actor_opt, self.actor_loss, batch, noise["draw"])
+        log_prob = metrics["log_prob"]
+        metrics |= self.minimize(self.temperature_opt, self.temperature_loss, log_prob)
+        metrics |= self.minimize(self.critic_opt, self.critic_loss, batch, noise["next_draw"])
+        polyak_update(self.critic, self.critic_target, self.config.polyak)
+        return metrics
+
+    def actor_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Metrics]:
+        return soft_actor_loss(self, batch, noise)
+
+    def temperature_loss(self, log_prob: Tensor) -> tuple[Tensor, Metrics]:
+        return soft_temperature_loss(self, log_prob)
+
+    def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Metrics]:
+        target = soft_target(self, batch, noise)
+        return soft_regression(self.critic(batch.obs, batch.action), target)
+
+    def validate(self, batch: Batch) -> Metrics:
+        return {**super().validate(batch), **soft_validation(self, batch)}

@@ -1,0 +1,172 @@
+"""What the methods built on soft actor-critic have in common: settings, networks, losses.
+
+    L_pi = E[ w log pi(a|s) - min_i Q_i(s, a) ],                a ~ pi(s)
+    L_w  = -log w (E[ log pi(a|s) ] + H),                       the same a, H the target entropy
+    y    = r + gamma (1 - terminated) (min_i Q_i'(s', a') - w log pi(a'|s')),  a' ~ pi(s')
+    L_Q  = sum_i E[ (Q_i(s, a) - y)^2 ]
+
+w is the temperature, one number that is learned. The policy is a squashed Gaussian. These are
+functions of an agent that has these networks; the agent says in which order they are used.
+Source: SAC (Haarnoja et al., 2018, arXiv:1812.05905, algorithm 1).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from offrl.actors import SquashedGaussianActor
+from offrl.checks import check_intervals
+from offrl.critics import Critic
+from offrl.losses import td_loss, td_target
+from offrl.multipliers import Multiplier
+from offrl.networks import Init, Learners
+from offrl.types import Batch, Metrics
+
+# Those of rlkit, on which the authors of CQL and of EDAC built.
+ACTOR_INIT = Init(hidden_bias=0.1, last=1e-3)
+CRITIC_INIT = Init(hidden_bias=0.1, last=3e-3)
+
+
+@dataclass(frozen=True)
+class SoftConfig:
+    """Settings of soft actor-critic, and of the view of the data; each agent adds its own."""
+
+    gamma: float = 0.99
+    lr: float = 3e-4  # of the critics
+    actor_lr: float = 3e-4  # of the policy and of its temperature
+    target_entropy: float = -1.0  # H, per component of the action
+    polyak: float = 0.005
+    hidden: tuple[int, ...] = (256, 256, 256)
+    normalize_obs: bool = False
+    reward_scale: float = 1.0
+    reward_shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_intervals(
+            self,
+            gamma="[0, 1)",
+            lr="(0, inf)",
+            actor_lr="(0, inf)",
+            target_entropy="(-inf, inf)",
+            polyak="(0, 1]",
+        )
+
+
+@runtime_checkable
+class Soft(Protocol):
+    """An agent with a squashed Gaussian policy, its temperature, critics and their target."""
+
+    act_dim: int
+
+    @property
+    def config(self) -> SoftConfig: ...
+    @property
+    def actor(self) -> SquashedGaussianActor: ...
+    @property
+    def critic(self) -> Critic: ...
+    @property
+    def critic_target(self) -> Critic: ...
+    @property
+    def temperature(self) -> Multiplier: ...
+
+
+def soft_networks(
+    obs_dim: int,
+    act_dim: int,
+    hidden: Sequence[int],
+    learners: Learners,
+    ensemble: int,
+    critic_hidden: Sequence[int] | None = None,
+) -> tuple[SquashedGaussianActor, Critic, Multiplier]:
+    """Policy, critics and temperature; critics are as wide as the policy unless told otherwise."""
+    wide = hidden if critic_hidden is None else critic_hidden
+    actor = SquashedGaussianActor(obs_dim, act_dim, hidden, learners, ACTOR_INIT)
+    critic = Critic(obs_dim, act_dim, wide, learners, ensemble, init=CRITIC_INIT)
+    return actor, critic, Multiplier(learners)
+
+
+def soft_noise(agent: Soft, batch_size: int) -> dict[str, tuple[int, ...]]:
+    """Of the policy's actions at s and at s', for one learner."""
+    shape = (batch_size, agent.act_dim)
+    return {"draw": shape, "next_draw": shape}
+
+
+def soft_actor_loss(
+    agent: Soft, batch: Batch, noise: Float[Tensor, "*seed batch act"]
+) -> tuple[Tensor, Metrics]:
+    """L_pi, with mean Q and mean log pi as metrics."""
+    action, log_prob = agent.actor.draw(batch.obs, noise)
+    q = agent.critic(batch.obs, action).amin(0)
+    loss = (entropy_cost(agent, log_prob) - q).mean(-1)
+    return loss, {"q": q.mean(-1), "log_prob": log_prob.mean(-1)}
+
+
+def soft_temperature_loss(agent: Soft, log_prob: Float[Tensor, "*seed"]) -> tuple[Tensor, Metrics]:
+    """L_w, from the mean log pi of the policy's loss."""
+    violation = log_prob + agent.config.target_entropy * agent.act_dim
+    return agent.temperature.ascent(violation), {"temperature": agent.temperature()}
+
+
+def entropy_cost(
+    agent: Soft, log_prob: Float[Tensor, "*seed batch"]
+) -> Float[Tensor, "*seed batch"]:
+    """w log pi, for which w is a constant."""
+    return agent.temperature().detach().unsqueeze(-1) * log_prob
+
+
+@torch.no_grad()
+def soft_target(
+    agent: Soft, batch: Batch, noise: Float[Tensor, "*seed batch act"]
+) -> Float[Tensor, "*seed batch"]:
+    """y; a constant."""
+    action, log_prob = agent.actor.draw(batch.next_obs, noise)
+    q = agent.critic_target(batch.next_obs, action).amin(0)
+    value = q - entropy_cost(agent, log_prob)
+    return td_target(batch.reward, batch.mask, value, agent.config.gamma)
+
+
+def soft_regression(
+    q: Float[Tensor, "ensemble *seed batch"], target: Float[Tensor, "*seed batch"]
+) -> tuple[Tensor, Metrics]:
+    """L_Q, with mean Q of the first critic and mean target as metrics."""
+    return td_loss(q, target).mean(-1), {"q_data": q[0].mean(-1), "target": target.mean(-1)}
+
+
+def soft_validation(agent: Soft, batch: Batch) -> Metrics:
+    """L_Q on held-out transitions, with the next action where the noise is zero."""
+    target = soft_target(agent, batch, torch.zeros_like(batch.action))
+    loss, metrics = soft_regression(agent.critic(batch.obs, batch.action), target)
+    return {"td_error": loss, "q": metrics["q_data"]}
+
+
+def values_of_many(
+    critic: nn.Module,
+    obs: Float[Tensor, "*seed batch obs"],
+    actions: Float[Tensor, "*seed n batch act"],
+) -> Float[Tensor, "ensemble *seed n batch"]:
+    """Q of n actions for each observation, in one pass over n batch rows."""
+    repeated = obs.unsqueeze(-3).expand(*actions.shape[:-1], -1)
+    q: Tensor = critic(repeated.flatten(-3, -2), actions.flatten(-3, -2))
+    return q.unflatten(-1, (actions.shape[-3], -1))
+
+
+def value_and_slope(
+    critic: Critic,
+    obs: Float[Tensor, "*seed batch obs"],
+    action: Float[Tensor, "*seed batch act"],
+) -> tuple[Float[Tensor, "ensemble *seed batch"], Float[Tensor, "ensemble *seed batch act"]]:
+    """Q_i(s, a) and dQ_i(s, a) / da of each member; both can be differentiated by the weights.
+
+    Each member gets a copy of the action of its own, so that one pass back gives every slope. It
+    needs the default trunk, whose members take inputs of their own.
+    """
+    members = critic.head.weight.shape[0]
+    own = action.detach().expand(members, *action.shape).requires_grad_()
+    together = torch.cat([obs.expand(members, *obs.shape), own], -1)
+    q = critic.head(critic.trunk.net(together)).squeeze(-1)
+    (slope,) = torch.autograd.grad(q.sum(), own, create_graph=True)
+    return q, slope
