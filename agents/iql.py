@@ -28,6 +28,7 @@ from offrl.losses import cloning_loss, expectile_loss, td_loss, td_target
 from offrl.networks import Learners
 from offrl.optim import adam, cosine_rate, polyak_update, set_lr, target_of
 from offrl.regularizers import advantage_weight
+from offrl.representation import with_beer
 from offrl.types import Batch, Metrics, Noise
 
 
@@ -44,6 +45,7 @@ class IQLConfig:
     lr: float = 3e-4
     polyak: float = 0.005
     hidden: tuple[int, ...] = (256, 256)
+    beer: float = 0.0  # weight of BEER's penalty on the critics' features; 1e-3 in its paper
     normalize_obs: bool = False
     reward_by_return_range: bool = True  # scale by 1000 / (best - worst return)
     reward_scale: float = 1.0
@@ -59,6 +61,7 @@ class IQLConfig:
             gamma="[0, 1)",
             lr="(0, inf)",
             polyak="(0, 1]",
+            beer="[0, inf)",
         )
         check_choice(self, "actor_schedule", ("cosine", "constant"))
 
@@ -139,7 +142,8 @@ class IQL(Agent):
             next_value = self.value(batch.next_obs)
             target = td_target(batch.reward, batch.mask, next_value, self.config.gamma)
         q = self.critic(batch.obs, batch.action)
-        return td_loss(q, target).mean(-1), {"q_data": q[0].mean(-1), "target": target.mean(-1)}
+        metrics = {"q_data": q[0].mean(-1), "target": target.mean(-1)}
+        return with_beer(self, batch, td_loss(q, target).mean(-1), metrics)
 
     def validate(self, batch: Batch) -> Metrics:
         loss, metrics = self.critic_loss(batch)

@@ -19,6 +19,7 @@ from offrl.losses import action_error
 from offrl.networks import Learners, learner_view, seed_axes
 from offrl.optim import parameters_of
 from offrl.policy import Policy
+from offrl.representation import measured_representation
 from offrl.types import Batch, Metrics, Noise
 
 Objective = Callable[..., tuple[Tensor, Metrics]]
@@ -87,7 +88,8 @@ class Agent(nn.Module, ABC):
 
     def validate(self, batch: Batch) -> Metrics:
         """Measures on held-out transitions, one value per learner; no gradient is taken."""
-        return {"action_error": action_error(self.mode(batch.obs), batch.action).mean(-1)}
+        error = action_error(self.mode(batch.obs), batch.action).mean(-1)
+        return {"action_error": error, **measured_representation(self, batch)}
 
     def fingerprints(self) -> dict[str, str]:
         """What `prepare` derived, by name; a checkpoint can be resumed only with the same."""

@@ -10,9 +10,12 @@ BEER (He et al., ICLR 2024, arXiv:2404.12754) adds beta E[relu(cos - bound)] to 
 it pushes features apart only where they are more alike than the equation allows. The bound is a
 constant for the gradient. In the authors' code phi' has two meanings: pi(s') from the online
 networks in the numerator, the targets' in the denominator and in the cosine. That form is the one
-used here. Their gamma is written as 0.99; here it is the agent's. A terminal transition has no
-consecutive pair, and no penalty; the tasks of the paper never end.
+used here. Their gamma is written as 0.99; here it is the agent's. pi(s) is the action that the
+policy plays at evaluation, and an agent without a target policy has its policy's in both places.
+A terminal transition has no consecutive pair, and no penalty; the tasks of the paper never end.
 """
+
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -23,6 +26,50 @@ from offrl.types import Batch, Metrics
 
 EPS = 1e-6  # below which a norm counts as zero, as in the authors' code
 ENERGY = 0.01  # share of the singular values' sum that the rank may miss
+
+
+@runtime_checkable
+class Regularised(Protocol):
+    """An agent with a policy and critics, whose settings have `gamma` and BEER's beta, `beer`."""
+
+    @property
+    def config(self) -> Any: ...
+    @property
+    def actor(self) -> Any: ...
+    @property
+    def critic(self) -> Critic: ...
+    @property
+    def critic_target(self) -> Critic: ...
+
+
+def with_beer(
+    agent: Regularised, batch: Batch, loss: Float[Tensor, "*seed"], metrics: Metrics
+) -> tuple[Float[Tensor, "*seed"], Metrics]:
+    """The critics' loss and its metrics, with BEER's term where `config.beer` is not 0.
+
+    The loss is one that is summed over the critics: each critic's own gets its own penalty.
+    """
+    if not agent.config.beer:
+        return loss, metrics
+    penalty, measured = _penalty(agent, batch)
+    return loss + agent.config.beer * penalty.mean(-1), {**metrics, **measured}
+
+
+def measured_representation(agent: Any, batch: Batch) -> Metrics:
+    """Cosine, bound and rank of the first critic's features, for an agent that uses BEER."""
+    if not getattr(agent.config, "beer", 0.0):
+        return {}
+    features = agent.critic.features(batch.obs, batch.action)[0]
+    return {**_penalty(agent, batch)[1], "feature_rank": representation_rank(features)}
+
+
+def _penalty(agent: Regularised, batch: Batch) -> tuple[Float[Tensor, "*seed batch"], Metrics]:
+    with torch.no_grad():
+        next_action = agent.actor.mode(batch.next_obs)
+        target_actor = getattr(agent, "actor_target", agent.actor)
+        target_action = target_actor.mode(batch.next_obs)
+    gamma = agent.config.gamma
+    return beer_penalty(agent.critic, agent.critic_target, batch, next_action, target_action, gamma)
 
 
 def feature_cosine(

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from offrl.checks import check_intervals
+from offrl.critics import Critic
 from offrl.losses import smoothed_action, td_loss, td_target
 from offrl.optim import adam, polyak_update, target_of
+from offrl.representation import with_beer
 from offrl.types import Batch, Metrics
 
 M = TypeVar("M", bound=nn.Module)
@@ -36,6 +38,7 @@ class TD3Config:
     lr: float = 3e-4
     polyak: float = 0.005
     hidden: tuple[int, ...] = (256, 256)
+    beer: float = 0.0  # weight of BEER's penalty on the critics' features; 1e-3 in its paper
     normalize_obs: bool = True
     reward_scale: float = 1.0
     reward_shift: float = 0.0
@@ -49,6 +52,7 @@ class TD3Config:
             gamma="[0, 1)",
             lr="(0, inf)",
             polyak="(0, 1]",
+            beer="[0, inf)",
         )
 
 
@@ -63,11 +67,11 @@ class TD3(Protocol):
     @property
     def actor(self) -> nn.Module: ...
     @property
-    def critic(self) -> nn.Module: ...
+    def critic(self) -> Critic: ...
     @property
     def actor_target(self) -> nn.Module: ...
     @property
-    def critic_target(self) -> nn.Module: ...
+    def critic_target(self) -> Critic: ...
 
 
 def with_target(net: M, lr: float) -> tuple[M, M, Adam]:
@@ -105,9 +109,13 @@ def target_value(
 def td_regression(
     agent: TD3, batch: Batch, target: Float[Tensor, "*seed batch"]
 ) -> tuple[Tensor, Metrics]:
-    """L_Q of this target, with mean Q of the first critic and mean target as metrics."""
+    """L_Q of this target, with mean Q of the first critic and mean target as metrics.
+
+    BEER's term is added where the settings have one.
+    """
     q = agent.critic(batch.obs, batch.action)
-    return td_loss(q, target).mean(-1), {"q_data": q[0].mean(-1), "target": target.mean(-1)}
+    metrics = {"q_data": q[0].mean(-1), "target": target.mean(-1)}
+    return with_beer(agent, batch, td_loss(q, target).mean(-1), metrics)
 
 
 def td3_critic_loss(

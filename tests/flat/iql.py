@@ -1,4 +1,4 @@
-"""IQL written out from its equations; torch is all that it imports.
+"""IQL written out from its equations; torch and BEER's penalty are all that it imports.
 
 Rewards come as logged, with the returns of the episodes, and are scaled here.
 """
@@ -6,6 +6,7 @@ Rewards come as logged, with the returns of the episodes, and are scaled here.
 import math
 
 import torch
+from flat.beer import penalty
 from torch import Tensor
 
 Layers = list[Tensor]  # W0, b0, W1, b1, ...
@@ -40,6 +41,7 @@ def train(
     gamma: float,
     lr: float,
     polyak: float,
+    beer: float = 0.0,
 ) -> tuple[dict[str, Layers], list[dict[str, Tensor]]]:
     actor, q1, q2, v, log_std = (
         [p.clone().requires_grad_() for p in nets[n]]
@@ -85,9 +87,15 @@ def train(
         torch.autograd.backward(actor_loss)
         actor_optimizer.step()
 
-        y = reward_scale * b["raw_reward"] + gamma * b["mask"] * value(s2, v).detach()
+        reward = reward_scale * b["raw_reward"]
+        y = reward + gamma * b["mask"] * value(s2, v).detach()
         first, second = mlp(x, q1)[:, 0], mlp(x, q2)[:, 0]
         critic_loss = torch.mean((first - y) ** 2) + torch.mean((second - y) ** 2)
+        measured: dict[str, Tensor] = {}
+        if beer > 0:
+            pi = torch.tanh(mlp(s2, actor)).detach()
+            excess, measured = penalty(b, reward, pi, pi, [q1, q2], [q1_bar, q2_bar], gamma)
+            critic_loss = critic_loss + beer * excess
         critic_optimizer.zero_grad()
         torch.autograd.backward(critic_loss)
         critic_optimizer.step()
@@ -104,6 +112,7 @@ def train(
                 "critic_loss": critic_loss.detach(),
                 "q_data": first.detach().mean(),
                 "target": y.mean(),
+                **measured,
             }
         )
     trained = {

@@ -1,6 +1,7 @@
-"""TD3+BC written out from its equations; torch is all that it imports."""
+"""TD3+BC written out from its equations; torch and BEER's penalty are all that it imports."""
 
 import torch
+from flat.beer import penalty
 from torch import Tensor
 
 Layers = list[Tensor]  # W0, b0, W1, b1, ...
@@ -33,6 +34,7 @@ def train(
     gamma: float,
     lr: float,
     polyak: float,
+    beer: float = 0.0,
 ) -> tuple[dict[str, Layers], list[dict[str, Tensor]]]:
     actor, q1, q2 = ([p.clone().requires_grad_() for p in nets[n]] for n in ("actor", "q1", "q2"))
     actor_bar, q1_bar, q2_bar = ([p.detach().clone() for p in net] for net in (actor, q1, q2))
@@ -48,6 +50,12 @@ def train(
         )
         first = value(s, a, q1)
         critic_loss = torch.mean((first - y) ** 2) + torch.mean((value(s, a, q2) - y) ** 2)
+        measured: dict[str, Tensor] = {}
+        if beer > 0:
+            pi, pi_bar = policy(s2, actor).detach(), policy(s2, actor_bar)
+            critics, critics_bar = [q1, q2], [q1_bar, q2_bar]
+            excess, measured = penalty(b, b["reward"], pi, pi_bar, critics, critics_bar, gamma)
+            critic_loss = critic_loss + beer * excess
         critic_optimizer.zero_grad()
         torch.autograd.backward(critic_loss)
         critic_optimizer.step()
@@ -55,6 +63,7 @@ def train(
             "critic_loss": critic_loss.detach(),
             "q_data": first.detach().mean(),
             "target": y.mean(),
+            **measured,
         }
 
         if (t + 1) % policy_delay == 0:

@@ -18,7 +18,7 @@ EXTRACTION = {
     "lr": LR,
     "polyak": 0.1,
 }
-SETTINGS = (*EXTRACTION, "dropout", "actor_schedule")
+SETTINGS = (*EXTRACTION, "dropout", "actor_schedule", "beer")
 
 
 def flat_iql(
@@ -68,6 +68,14 @@ FAULTS = [
         "iql-stacked",
         ("td_loss(q, target).mean(-1)", "td_loss(q, target).mean()"),
         ("q[0].mean(-1)", "q[:, 0].mean(-1)"),
+    ),
+    *faults(
+        "agents.iql.IQL.critic_loss",
+        "iql-beer",
+        (
+            "with_beer(self, batch, td_loss(q, target).mean(-1), metrics)",
+            "td_loss(q, target).mean(-1), metrics",
+        ),
     ),
     *faults(
         "agents.iql.IQL.__init__",
