@@ -59,7 +59,6 @@ def test_the_settings_everywhere() -> None:
         ({"sigma": 0.0}, r"RIQLConfig.sigma is 0.0; it must be in \(0, inf\)"),
         ({"quantile": 1.5}, r"RIQLConfig.quantile is 1.5; it must be in \[0, 1\]"),
         ({"critics": 0}, r"RIQLConfig.critics is 0; it must be in \[1, inf\)"),
-        ({"actor": "flow"}, r"RIQLConfig.actor is 'flow'; it must be one of"),
         (
             {"target_min": 5.0, "target_max": 1.0},
             r"RIQLConfig.target_min is 5.0 and target_max 1.0; the least target must be below",
