@@ -94,22 +94,18 @@ def orthogonal_add(
     inner product of its own. A zero g_main leaves g_aux as it is.
     Source: ODICE (arXiv:2402.00348); the bound is that of its authors' code.
     """
-    coefficient = _dot(main, aux, seed_axes) / _dot(main, main, seed_axes).clamp(
-        min=SMALLEST_SQUARE
-    )
-    merged = []
-    for g, h, axis in zip(main, aux, seed_axes, strict=True):
-        shape = [1 if i != axis else -1 for i in range(g.ndim)]
-        merged.append(g + h - coefficient.reshape(shape) * g)
-    return merged
+    square = _dot(main, main, seed_axes).clamp(min=SMALLEST_SQUARE)
+    coefficient = _dot(main, aux, seed_axes) / square
+    return [
+        g + h - coefficient.reshape([-1 if i == axis else 1 for i in range(g.ndim)]) * g
+        for g, h, axis in zip(main, aux, seed_axes, strict=True)
+    ]
 
 
 def _dot(a: Sequence[Tensor], b: Sequence[Tensor], seed_axes: Sequence[int | None]) -> Tensor:
     """<a, b> over all tensors: a number per learner, or one where there is no seed axis."""
-    products = []
-    for x, y, axis in zip(a, b, seed_axes, strict=True):
-        product = x * y
-        products.append(
-            product.sum() if axis is None else product.movedim(axis, 0).flatten(1).sum(-1)
-        )
+    products = [
+        (x * y).sum() if axis is None else (x * y).movedim(axis, 0).flatten(1).sum(-1)
+        for x, y, axis in zip(a, b, seed_axes, strict=True)
+    ]
     return torch.stack(products).sum(0)
