@@ -9,6 +9,7 @@ from offrl.agent import Agent
 from offrl.agents.bc import BC, BCConfig
 from offrl.agents.edac import EDAC, EDACConfig
 from offrl.agents.iql import IQL, IQLConfig
+from offrl.agents.odice import ODICE, ODICEConfig
 from offrl.agents.prdc import PRDC, PRDCConfig
 from offrl.agents.rebrac import ReBRAC, ReBRACConfig
 from offrl.agents.riql import RIQL, RIQLConfig
@@ -21,6 +22,7 @@ AGENTS: dict[str, tuple[type[Agent], Any]] = {
     "td3_bc": (TD3BC, TD3BCConfig()),
     "iql": (IQL, IQLConfig()),
     "prdc": (PRDC, PRDCConfig()),
+    "odice": (ODICE, ODICEConfig()),
     "rebrac": (ReBRAC, ReBRACConfig()),
     "riql": (RIQL, RIQLConfig()),
     "sac_n": (SACN, SACNConfig()),
@@ -32,6 +34,7 @@ __all__ = [
     "BC",
     "EDAC",
     "IQL",
+    "ODICE",
     "PRDC",
     "RIQL",
     "SACN",
@@ -39,6 +42,7 @@ __all__ = [
     "BCConfig",
     "EDACConfig",
     "IQLConfig",
+    "ODICEConfig",
     "PRDCConfig",
     "RIQLConfig",
     "ReBRAC",
