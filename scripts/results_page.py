@@ -41,11 +41,10 @@ def draw(results: Path, measured: Path) -> None:
     """Write README.md and pictures into `results`, and the package's numbers to `measured`."""
     tables = {}
     for folder in sorted(p for p in results.iterdir() if p.is_dir()):
-        cells = [
-            read_cell(folder / name) for name in AGENTS if (folder / name / "cell.json").exists()
-        ]
-        if cells:
-            tables[folder.name] = sorted(cells, key=lambda cell: -cell.score)
+        # In the order of the agents, so that one has the same colour in every picture.
+        names = [name for name in AGENTS if (folder / name / "cell.json").exists()]
+        if names:
+            tables[folder.name] = [read_cell(folder / name) for name in names]
     text = [INTRODUCTION]
     for dataset, cells in tables.items():
         text += section(results / dataset, cells)
