@@ -13,11 +13,12 @@ from offrl.agent import Agent
 from offrl.agents import AGENTS
 from offrl.callbacks import Callback
 from offrl.checks import as_declared
+from offrl.datasets.corruption import families_of_data
 from offrl.datasets.loading import SHIPPED, load_dataset, locate
 from offrl.datasets.names import named_sets
 from offrl.datasets.offline import OfflineDataset, Reference
 from offrl.envs.making import make, spaces_match
-from offrl.envs.references import families_of, reference_for
+from offrl.envs.references import reference_for
 from offrl.errors import ConfigError, RunError, near
 from offrl.files import new_folder, read_json, write_json
 from offrl.networks import Learners
@@ -154,7 +155,7 @@ def plan(
     if env is None and data.validation is None:
         data = replace(data, validation=VALIDATION_WITHOUT_ENV)
     played = env if isinstance(env, str) else dataset.env_id
-    recipe, values = find_recipe(cls, recipe, families_of(played, dataset.name))
+    recipe, values = find_recipe(cls, recipe, families_of_data(played, dataset))
     train, agent_config = configure(TrainConfig(), defaults, {**values, **(settings or {})})
     return Plan(name, cls, agent_config, train, data, dataset, source, env, recipe, values)
 

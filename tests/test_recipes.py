@@ -18,6 +18,7 @@ from offrl.agents import (
     ReBRACConfig,
     TD3BCConfig,
 )
+from offrl.datasets.corruption import ELEMENTS, MODES
 from offrl.datasets.names import named_sets
 from offrl.envs.references import families
 from offrl.errors import ConfigError
@@ -169,6 +170,8 @@ def test_ten_percent_cloning_is_of_ten_percent() -> None:
 def test_every_recipe_is_of_a_known_family_and_makes_a_config(agent: str) -> None:
     cls, default = AGENTS[agent]
     known = {f for n in (*named_sets(), *ANT_MAZE, *KITCHEN, *ADROIT) for f in families(n)}
+    # Settings for corrupted data are named as the families of such data are.
+    known |= {f"{f}-{mode}-{element}" for f in known for mode in MODES for element in ELEMENTS}
     assert set(cls.recipes) <= known
     for recipe in cls.recipes.values():
         train, made = configure(TrainConfig(), default, recipe)

@@ -1,11 +1,15 @@
 """RIQL's settings against its authors' table, by environment and by what was corrupted."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from problems import walk
 
 from offrl.agents import RIQL, RIQLConfig
+from offrl.datasets.corruption import Corruption, corrupt
 from offrl.errors import ConfigError
+from offrl.experiment import plan
 from offrl.registry import find_recipe
 
 # The authors' configuration: (sigma, quantile, K) on halfcheetah, walker2d and hopper.
@@ -68,3 +72,29 @@ def test_the_settings_everywhere() -> None:
 def test_settings_that_cannot_be(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         RIQLConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("elements", "recipe"),
+    [
+        (("dynamics",), "walker2d-random-dynamics"),
+        (("rewards", "dynamics"), "walker2d-random-rewards"),
+        (("dynamics", "actions", "observations"), "walker2d-random-observations"),
+        ((), "locomotion"),
+    ],
+)
+def test_a_dataset_that_says_how_it_was_corrupted_gets_its_settings(
+    elements: tuple[str, ...], recipe: str
+) -> None:
+    data = replace(walk(), name="walker2d-medium-replay")
+    data = corrupt(data, Corruption(elements)) if elements else data
+    found = plan("riql", data, env=None)
+    assert found.recipe == recipe
+    assert {k: getattr(found.agent_config, k) for k in found.recipe_values} == dict(
+        found.recipe_values
+    )
+    # A method without such settings keeps those for the clean data.
+    assert plan("iql", data, env=None).recipe == "locomotion"
+    assert plan("riql", data, env=None, recipe="hopper-adversarial-rewards").recipe == (
+        "hopper-adversarial-rewards"
+    )
