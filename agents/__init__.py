@@ -7,6 +7,7 @@ from typing import Any
 
 from offrl.agent import Agent
 from offrl.agents.bc import BC, BCConfig
+from offrl.agents.cql import CQL, CQLConfig
 from offrl.agents.edac import EDAC, EDACConfig
 from offrl.agents.iql import IQL, IQLConfig
 from offrl.agents.odice import ODICE, ODICEConfig
@@ -27,11 +28,13 @@ AGENTS: dict[str, tuple[type[Agent], Any]] = {
     "riql": (RIQL, RIQLConfig()),
     "sac_n": (SACN, SACNConfig()),
     "edac": (EDAC, EDACConfig()),
+    "cql": (CQL, CQLConfig()),
 }
 
 __all__ = [
     "AGENTS",
     "BC",
+    "CQL",
     "EDAC",
     "IQL",
     "ODICE",
@@ -40,6 +43,7 @@ __all__ = [
     "SACN",
     "TD3BC",
     "BCConfig",
+    "CQLConfig",
     "EDACConfig",
     "IQLConfig",
     "ODICEConfig",

@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from offrl.agent import Agent
@@ -34,13 +35,13 @@ from offrl.optim import adam, polyak_update, target_of
 from offrl.regularizers import ensemble_diversity
 from offrl.sac import (
     SoftConfig,
+    held_out,
     soft_actor_loss,
     soft_networks,
     soft_noise,
     soft_regression,
     soft_target,
     soft_temperature_loss,
-    soft_validation,
     value_and_slope,
 )
 from offrl.types import Batch, Metrics, Noise
@@ -110,4 +111,5 @@ class EDAC(Agent):
         return loss + self.config.eta * diversity, {**metrics, "diversity": diversity}
 
     def validate(self, batch: Batch) -> Metrics:
-        return {**super().validate(batch), **soft_validation(self, batch)}
+        target = soft_target(self, batch, torch.zeros_like(batch.action))
+        return {**super().validate(batch), **held_out(self, batch, target)}

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from offrl.agent import Agent
@@ -29,13 +30,13 @@ from offrl.networks import Learners
 from offrl.optim import adam, polyak_update, target_of
 from offrl.sac import (
     SoftConfig,
+    held_out,
     soft_actor_loss,
     soft_networks,
     soft_noise,
     soft_regression,
     soft_target,
     soft_temperature_loss,
-    soft_validation,
 )
 from offrl.types import Batch, Metrics, Noise
 
@@ -97,4 +98,5 @@ class SACN(Agent):
         return soft_regression(self.critic(batch.obs, batch.action), target)
 
     def validate(self, batch: Batch) -> Metrics:
-        return {**super().validate(batch), **soft_validation(self, batch)}
+        target = soft_target(self, batch, torch.zeros_like(batch.action))
+        return {**super().validate(batch), **held_out(self, batch, target)}

@@ -80,12 +80,12 @@ def soft_networks(
     hidden: Sequence[int],
     learners: Learners,
     ensemble: int,
-    critic_hidden: Sequence[int] | None = None,
+    extra: int = 0,
 ) -> tuple[SquashedGaussianActor, Critic, Multiplier]:
-    """Policy, critics and temperature; critics are as wide as the policy unless told otherwise."""
-    wide = hidden if critic_hidden is None else critic_hidden
+    """Policy, critics and temperature; critics have `extra` hidden layers more than the policy."""
+    deep = [*hidden, *[hidden[-1]] * extra]
     actor = SquashedGaussianActor(obs_dim, act_dim, hidden, learners, ACTOR_INIT)
-    critic = Critic(obs_dim, act_dim, wide, learners, ensemble, init=CRITIC_INIT)
+    critic = Critic(obs_dim, act_dim, deep, learners, ensemble, init=CRITIC_INIT)
     return actor, critic, Multiplier(learners)
 
 
@@ -136,9 +136,8 @@ def soft_regression(
     return td_loss(q, target).mean(-1), {"q_data": q[0].mean(-1), "target": target.mean(-1)}
 
 
-def soft_validation(agent: Soft, batch: Batch) -> Metrics:
-    """L_Q on held-out transitions, with the next action where the noise is zero."""
-    target = soft_target(agent, batch, torch.zeros_like(batch.action))
+def held_out(agent: Soft, batch: Batch, target: Float[Tensor, "*seed batch"]) -> Metrics:
+    """L_Q of this target on held-out transitions, under the names of a validation."""
     loss, metrics = soft_regression(agent.critic(batch.obs, batch.action), target)
     return {"td_error": loss, "q": metrics["q_data"]}
 

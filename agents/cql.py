@@ -1,0 +1,205 @@
+"""Conservative Q-learning (CQL; Kumar et al., NeurIPS 2020, arXiv:2006.04779).
+
+Soft actor-critic whose critics are pushed down where actions have no data and up where they have:
+
+    L_pi  = E[ w log pi(a|s) - min_i Q_i(s, a) ],              a ~ pi(s)
+    L_w   = -log w (E[ log pi(a|s) ] + H),                     the same a, H = -dim(a)
+    y     = r + gamma (1 - terminated) min_i Q_i'(s', a'),     a' ~ pi(s')
+    gap_i = E[ T log sum_j exp((Q_i(s, a_j) - log p(a_j)) / T) - Q_i(s, a) ]
+    L_Q   = sum_i E[ (Q_i(s, a) - y)^2 ] + alpha v sum_i gap_i
+    L_v   = -log v alpha (mean_i gap_i - tau),                 with `lagrange`; else v = 1
+
+a_j are n actions each of U(-1, 1), of pi(s) and of pi(s'), with the densities p that they were
+drawn from: CQL(H) by importance sampling, appendix F. Order within an update: the policy, its
+temperature w, the critics, the multiplier v, the target; each uses what was just stepped.
+
+The recipes are those of the CORL library, the only ones with published scores on the v2 datasets;
+the authors ran v0 with alpha 5 or 10, 1e-4 for the policy and 40,000 steps of cloning, in which
+log pi(a|s) of the logged action stands for min Q in L_pi (`bc_steps`). From the paper differ, in
+both codes as here: squared errors without 1/2, so that alpha is half of what it says; actions of
+pi(s') beside those of pi(s); no division of the sum by 3n, which lowers tau by log 3n; no entropy
+in y. From the codes differ: layers' first numbers are uniform, not orthogonal; log pi is exact and
+log std in [-5, 2]; v ascends in its logarithm, and comes back from beyond 1e6, where theirs stays
+for good.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from offrl.agent import Agent
+from offrl.checks import check_intervals
+from offrl.datasets.offline import Spec
+from offrl.errors import ConfigError
+from offrl.losses import td_target
+from offrl.multipliers import Multiplier
+from offrl.networks import Learners
+from offrl.optim import adam, polyak_update, target_of
+from offrl.regularizers import log_sum_exp_gap
+from offrl.sac import (
+    SoftConfig,
+    entropy_cost,
+    held_out,
+    soft_actor_loss,
+    soft_networks,
+    soft_regression,
+    soft_temperature_loss,
+    values_of_many,
+)
+from offrl.types import Batch, Metrics, Noise
+
+LIMIT = 1e6  # of the multiplier
+
+
+@dataclass(frozen=True)
+class CQLConfig(SoftConfig):
+    """Settings of the CORL library on locomotion; see the recipes for the others."""
+
+    alpha: float = 10.0  # multiplies the gap; 5 on AntMaze, 1 on Adroit
+    samples: int = 10  # n, of each of the three kinds of action
+    lse_temperature: float = 1.0  # T
+    importance_sampling: bool = True  # else p = 1 and the logged action joins the sum, CQL(rho)
+    lagrange: bool = False  # learn v
+    target_gap: float = 5.0  # tau of L_v; 0.8 on AntMaze
+    clip_low: float = -math.inf  # of each sample's gap; -200 on AntMaze
+    clip_high: float = math.inf
+    max_target_backup: bool = False  # a' is the best of n, by min_i Q_i'
+    backup_entropy: bool = False  # -w log pi(a'|s') in y, as in soft actor-critic
+    bc_steps: int = 0  # of cloning at the start; 40,000 in the authors' code
+    extra_critic_layers: int = 0  # that critics have more than the policy; 2 on AntMaze
+    actor_lr: float = 3e-5  # of the policy and of its temperature; 1e-4 on AntMaze and Adroit
+    normalize_obs: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_intervals(
+            self,
+            alpha="[0, inf)",
+            samples="[1, inf)",
+            lse_temperature="(0, inf)",
+            target_gap="(-inf, inf)",
+            clip_low="[-inf, inf)",
+            clip_high="(-inf, inf]",
+            bc_steps="[0, inf)",
+            extra_critic_layers="[0, inf)",
+        )
+        if self.clip_low >= self.clip_high:
+            raise ConfigError(
+                f"CQLConfig.clip_low is {self.clip_low!r}; it must be below clip_high, which is "
+                f"{self.clip_high!r}"
+            )
+
+
+class CQL(Agent):
+    """Soft actor-critic with values that are low where there are no data."""
+
+    config: CQLConfig
+    config_class = CQLConfig
+    suits = "dense rewards, any quality"
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "locomotion": {"alpha": 10.0, "actor_lr": 3e-5, "normalize_obs": True},
+        "antmaze": {
+            "alpha": 5.0,
+            "lagrange": True,
+            "target_gap": 0.8,
+            "clip_low": -200.0,
+            "max_target_backup": True,
+            "extra_critic_layers": 2,
+            "actor_lr": 1e-4,
+            "normalize_obs": False,
+            "reward_scale": 10.0,
+            "reward_shift": -5.0,
+        },
+        "adroit": {"alpha": 1.0, "actor_lr": 1e-4, "normalize_obs": True},
+    }
+
+    def __init__(self, spec: Spec, config: CQLConfig, learners: Learners) -> None:
+        super().__init__(spec, config, learners)
+        self.actor, self.critic, self.temperature = soft_networks(
+            self.obs_dim, self.act_dim, config.hidden, learners, 2, config.extra_critic_layers
+        )
+        self.critic_target = target_of(self.critic)
+        self.actor_opt = adam(self.actor.parameters(), config.actor_lr)
+        self.temperature_opt = adam(self.temperature.parameters(), config.actor_lr)
+        self.critic_opt = adam(self.critic.parameters(), config.lr)
+        if config.lagrange:
+            self.multiplier = Multiplier(learners, LIMIT)
+            self.multiplier_opt = adam(self.multiplier.parameters(), config.lr)
+        self.register_buffer("cloning", torch.zeros(()))
+
+    def noise(self, batch_size: int) -> dict[str, tuple[int, ...]]:
+        one = (batch_size, self.act_dim)
+        many = (self.config.samples, *one)
+        best = many if self.config.max_target_backup else (1, *one)
+        return {"draw": one, "next_draw": best, "random": many, "here": many, "then": many}
+
+    def schedule(self, step: int, steps: int) -> None:
+        self.cloning.fill_(float(step < self.config.bc_steps))
+
+    def update(self, batch: Batch, noise: Noise, phase: int) -> Metrics:
+        metrics = self.minimize(self.actor_opt, self.actor_loss, batch, noise["draw"])
+        log_prob = metrics["log_prob"]
+        metrics |= self.minimize(self.temperature_opt, self.temperature_loss, log_prob)
+        metrics |= self.minimize(self.critic_opt, self.critic_loss, batch, noise)
+        if self.config.lagrange:
+            gap = metrics["gap"]
+            metrics |= self.minimize(self.multiplier_opt, self.multiplier_loss, gap)
+        polyak_update(self.critic, self.critic_target, self.config.polyak)
+        return metrics
+
+    def actor_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Metrics]:
+        loss, metrics = soft_actor_loss(self, batch, noise)
+        if self.config.bc_steps:
+            log_prob = self.actor.log_prob(batch.obs, batch.action).mean(-1)
+            loss = loss + self.cloning * (metrics["q"] - log_prob)
+        return loss, metrics
+
+    def temperature_loss(self, log_prob: Tensor) -> tuple[Tensor, Metrics]:
+        return soft_temperature_loss(self, log_prob)
+
+    def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+        cfg = self.config
+        with torch.no_grad():
+            target = self.target(batch, noise["next_draw"])
+            action, log_density = self.proposals(batch, noise)
+            weight = self.multiplier() if cfg.lagrange else 1.0
+        # The logged action goes first, so that the critics are passed once for everything.
+        together = torch.cat([batch.action.unsqueeze(-3), action], -3)
+        q = values_of_many(self.critic, batch.obs, together)
+        data, sampled = q[..., 0, :], q[..., 1:, :]
+        if not cfg.importance_sampling:
+            sampled, log_density = q, torch.zeros_like(q[0])
+        gap = log_sum_exp_gap(sampled, log_density, data, cfg.lse_temperature)
+        gap = gap.clamp(cfg.clip_low, cfg.clip_high).mean(-1)
+        loss, metrics = soft_regression(data, target)
+        return loss + cfg.alpha * weight * gap.sum(0), {**metrics, "gap": gap.mean(0)}
+
+    def multiplier_loss(self, gap: Tensor) -> tuple[Tensor, Metrics]:
+        violation = self.config.alpha * (gap - self.config.target_gap)
+        return self.multiplier.ascent(violation), {"multiplier": self.multiplier()}
+
+    def target(self, batch: Batch, noise: Tensor) -> Tensor:
+        """y, of the best of the actions that the noise makes."""
+        action, log_prob = self.actor.draw_many(batch.next_obs, noise)
+        q, best = values_of_many(self.critic_target, batch.next_obs, action).amin(0).max(-2)
+        if self.config.backup_entropy:
+            its = log_prob.gather(-2, best.unsqueeze(-2)).squeeze(-2)
+            q = q - entropy_cost(self, its)
+        return td_target(batch.reward, batch.mask, q, self.config.gamma)
+
+    def proposals(self, batch: Batch, noise: Noise) -> tuple[Tensor, Tensor]:
+        """a_j, (*seed, 3n, batch, act), and log p(a_j)."""
+        random = 2.0 * torch.special.ndtr(noise["random"]) - 1.0
+        here, log_here = self.actor.draw_many(batch.obs, noise["here"])
+        then, log_then = self.actor.draw_many(batch.next_obs, noise["then"])
+        uniform = torch.full_like(log_here, -self.act_dim * math.log(2.0))
+        log_density = torch.cat([uniform, log_here, log_then], -2)
+        return torch.cat([random, here, then], -3), log_density
+
+    def validate(self, batch: Batch) -> Metrics:
+        target = self.target(batch, torch.zeros_like(batch.action).unsqueeze(-3))
+        return {**super().validate(batch), **held_out(self, batch, target)}
