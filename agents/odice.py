@@ -74,7 +74,7 @@ class ODICE(Agent):
 
     config: ODICEConfig
     config_class = ODICEConfig
-    suits = "mixed data, dense or sparse rewards; two settings to tune"
+    suits = "mixed data, dense or sparse rewards"
     actor: GaussianActor
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "locomotion": {"dual_weight": 0.6, "eta": 1.0},

@@ -130,7 +130,7 @@ class ReBRAC(Agent):
 
     config: ReBRACConfig
     config_class = ReBRACConfig
-    suits = "dense or sparse rewards, one pair of weights a dataset"
+    suits = "dense or sparse rewards; tuned weights"
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = _recipes()
 
     def __init__(self, spec: Spec, config: ReBRACConfig, learners: Learners) -> None:

@@ -142,11 +142,12 @@ def _file(name: str) -> Path:
 
 
 def settings(config: Any) -> list[Setting]:
-    """The fields of a config in their order, with the comments that stand beside them."""
+    """The fields of a config with the comments beside them; its own before those it inherits."""
     comments: dict[str, str] = {}
-    for cls in reversed(type(config).__mro__):
+    for cls in type(config).__mro__:
         if is_dataclass(cls):
-            comments |= _comments(cls)
+            comments = {**_comments(cls), **comments}
+    own = type(config).__annotations__
     return [
         Setting(
             f.name,
@@ -154,7 +155,7 @@ def settings(config: Any) -> list[Setting]:
             getattr(config, f.name),
             comments.get(f.name, ""),
         )
-        for f in fields(config)
+        for f in sorted(fields(config), key=lambda f: f.name not in own)
     ]
 
 

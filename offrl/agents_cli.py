@@ -166,6 +166,8 @@ def _recipes(recipes: Mapping[str, Mapping[str, Any]], width: int) -> list[str]:
             ["  " + family, ", ".join(f"{k} {_value(v)}" for k, v in values.items()) or "nothing"]
             for family, values in recipes.items()
         ]
+    else:
+        told.append("  A dash is the default.")
     return [*told, "", *_table(rows, width)]
 
 
