@@ -6,6 +6,7 @@ if __name__ != "offrl.agents":
 from typing import Any
 
 from offrl.agent import Agent
+from offrl.agents.a2pr import A2PR, A2PRConfig
 from offrl.agents.bc import BC, BCConfig
 from offrl.agents.cql import CQL, CQLConfig
 from offrl.agents.edac import EDAC, EDACConfig
@@ -24,6 +25,7 @@ AGENTS: dict[str, tuple[type[Agent], Any]] = {
     "iql": (IQL, IQLConfig()),
     "prdc": (PRDC, PRDCConfig()),
     "odice": (ODICE, ODICEConfig()),
+    "a2pr": (A2PR, A2PRConfig()),
     "rebrac": (ReBRAC, ReBRACConfig()),
     "riql": (RIQL, RIQLConfig()),
     "sac_n": (SACN, SACNConfig()),
@@ -32,6 +34,7 @@ AGENTS: dict[str, tuple[type[Agent], Any]] = {
 }
 
 __all__ = [
+    "A2PR",
     "AGENTS",
     "BC",
     "CQL",
@@ -42,6 +45,7 @@ __all__ = [
     "RIQL",
     "SACN",
     "TD3BC",
+    "A2PRConfig",
     "BCConfig",
     "CQLConfig",
     "EDACConfig",

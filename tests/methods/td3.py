@@ -2,8 +2,8 @@
 
 from fault import Fault, faults
 
-EVERY = "td3_bc td3_bc-delay prdc rebrac"
-STACKED = "td3_bc-stacked prdc-stacked rebrac-stacked"
+EVERY = "td3_bc td3_bc-delay prdc rebrac a2pr"
+STACKED = "td3_bc-stacked prdc-stacked rebrac-stacked a2pr-stacked"
 
 FAULTS = [
     *faults(
