@@ -10,16 +10,8 @@ import torch
 from torch import Tensor
 
 from offrl.actors import GaussianActor, SquashedGaussianActor, actor_from_spec
-from offrl.cocoa import (
-    AnchoredTrunk,
-    Anchors,
-    AnchorTable,
-    Bilinear,
-    CompositionalTrunk,
-    divergent_rollouts,
-    fit_seeker,
-    pair_states,
-)
+from offrl.anchors import Anchors, AnchorTable, divergent_rollouts, fit_seeker
+from offrl.cocoa import AnchoredTrunk, Bilinear, Composition, CompositionalTrunk
 from offrl.critics import Critic, Value
 from offrl.datasets.offline import OfflineDataset
 from offrl.datasets.replay import Replay, transitions
@@ -216,7 +208,8 @@ def test_the_table_holds_what_would_be_worked_out_anew(anchors: Anchors) -> None
         batch = view.batch(view.index)
         table = AnchorTable(anchors, batch)
         rows = view.index[torch.tensor([[0, 5, 3], [13, 5, 4]])]
-        found, expected = table.pair(view.batch(rows)), pair_states(anchors, view.batch(rows))
+        anew = Composition(AnchoredTrunk(anchors, (4,), 1, Learners())).anew
+        found, expected = table.pair(view.batch(rows)), anew(view.batch(rows))
         assert found.obs.shape == (2, 3, 4)
         for name in ("obs", "next_obs", "action", "reward"):
             torch.testing.assert_close(getattr(found, name), getattr(expected, name))
