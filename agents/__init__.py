@@ -7,6 +7,7 @@ from typing import Any
 
 from offrl.agent import Agent
 from offrl.agents.a2pr import A2PR, A2PRConfig
+from offrl.agents.awac import AWAC, AWACConfig
 from offrl.agents.bc import BC, BCConfig
 from offrl.agents.cql import CQL, CQLConfig
 from offrl.agents.edac import EDAC, EDACConfig
@@ -31,11 +32,13 @@ AGENTS: dict[str, tuple[type[Agent], Any]] = {
     "sac_n": (SACN, SACNConfig()),
     "edac": (EDAC, EDACConfig()),
     "cql": (CQL, CQLConfig()),
+    "awac": (AWAC, AWACConfig()),
 }
 
 __all__ = [
     "A2PR",
     "AGENTS",
+    "AWAC",
     "BC",
     "CQL",
     "EDAC",
@@ -46,6 +49,7 @@ __all__ = [
     "SACN",
     "TD3BC",
     "A2PRConfig",
+    "AWACConfig",
     "BCConfig",
     "CQLConfig",
     "EDACConfig",
