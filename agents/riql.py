@@ -113,6 +113,7 @@ class RIQL(Agent):
 
     config: RIQLConfig
     config_class = RIQLConfig
+    suits = "data of which a share is wrong: noise, false rewards, outliers"
     actor: DeterministicActor | GaussianActor
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "locomotion": {},

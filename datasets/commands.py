@@ -1,4 +1,4 @@
-"""`offrl data list | info | import | collect`."""
+"""`offrl data list | info | import | collect | corrupt`."""
 
 import argparse
 import json
@@ -23,13 +23,15 @@ ROLES = (
 
 def main(argv: list[str]) -> int:
     """Run one of the sub-commands; returns the exit code."""
-    commands = {"list": _list, "info": _info, "import": _import, "collect": _collect}
+    commands = {"list": _list, "info": _info, "import": _import}
+    commands |= {"collect": _collect, "corrupt": _corrupt}
     usage = (
-        "usage: offrl data {list,info,import,collect} ...\n\n"
+        "usage: offrl data {list,info,import,collect,corrupt} ...\n\n"
         "  list     names of datasets, and where each is\n"
         "  info     sizes, returns, lengths, action saturation and problems of a dataset\n"
         "  import   write any readable dataset as a Minari dataset\n"
         "  collect  make a dataset with SAC or a saved policy\n"
+        "  corrupt  corrupt a share of a dataset, to see what still learns from it\n"
     )
     if not argv or argv[0] in ("-h", "--help"):
         print(usage)
@@ -181,3 +183,9 @@ def _collect(argv: list[str]) -> int:
     # Collecting needs stable-baselines3 and torch, which the other commands do without.
     collect: Callable[[list[str]], int] = import_module("offrl.datasets.collection").main
     return collect(argv)
+
+
+def _corrupt(argv: list[str]) -> int:
+    # An attack trains an agent first, and so stands above all that data knows of.
+    corrupt: Callable[[list[str]], int] = import_module("offrl.corrupt_cli").main
+    return corrupt(argv)

@@ -13,7 +13,7 @@ COMMANDS = {
     "evaluate": ("offrl.evaluation_cli", "play a trained policy and report its return"),
     "plot": ("offrl.plotting_cli", "draw learning curves of runs"),
     "agents": ("offrl.agents_cli", "list the agents, or print one's equations and settings"),
-    "data": ("offrl.datasets.commands", "list, describe, import or collect datasets"),
+    "data": ("offrl.datasets.commands", "list, describe, import, collect or corrupt datasets"),
     "demo": ("offrl.demo_cli", "train, evaluate and plot two agents on a shipped dataset"),
 }
 
