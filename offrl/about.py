@@ -111,7 +111,8 @@ def listed() -> dict[str, About]:
         cls, config = value.elts
         assert isinstance(cls, ast.Name) and isinstance(config, ast.Call)
         preset = {str(k.arg): ast.literal_eval(k.value) for k in config.keywords}
-        found[key.value] = _read(key.value, module_of[cls.id], cls.id, preset)
+        name = str(key.value)
+        found[name] = _read(name, module_of[cls.id], cls.id, preset)
     return found
 
 
