@@ -15,8 +15,10 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +36,8 @@ RESULTS, WORK = ROOT / "results", ROOT / "runs" / "results"
 MEASURED = ROOT / "agents" / "measured.json"
 SHIPPED = ("hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay")
 FINAL_EPISODES, FINAL_SEED = 20, 0  # starts of the final evaluation, common to all cells
+WRITING = ("log_every", "checkpoint_every", "keep_checkpoints", "best_by")
+OFF = (False, 0, None, "none", ())
 KEPT = ("step,name,value", "eval/", "validation/")  # of metrics.csv, which the curves need
 
 
@@ -59,18 +63,29 @@ def main() -> int:
     return 0
 
 
-def cell_hash(planned: Plan) -> str:
-    """Of what determines the numbers: settings, data and the versions of what computes."""
-    record = planned.record()
-    del record["commit"]
-    record["versions"] = {k: record["versions"][k] for k in ("torch", "mujoco", "gymnasium")}
-    text = json.dumps(record, sort_keys=True)
+def cell_hash(record: Mapping[str, Any]) -> str:
+    """Of what determines the numbers in a run's record: settings, data, versions that compute.
+
+    A setting that is off counts like one that the agent did not have yet, so that a new option
+    leaves finished cells finished; what a run writes, and how often, is left out.
+    """
+    train = {k: v for k, v in record["train"].items() if k not in WRITING}
+    settings = [record["agent_config"], record["data"], train]
+    text = json.dumps(
+        {
+            "agent": record["agent"],
+            "settings": [{k: v for k, v in s.items() if v not in OFF} for s in settings],
+            "dataset": [record["dataset"]["fingerprint"], record["env"]],
+            "versions": {k: record["versions"][k] for k in ("torch", "mujoco", "gymnasium")},
+        },
+        sort_keys=True,
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def run_cell(planned: Plan) -> None:
     """Train or resume, evaluate the last policies, and keep what the table needs."""
-    name, digest = f"{planned.dataset.name}/{planned.agent}", cell_hash(planned)
+    name, digest = f"{planned.dataset.name}/{planned.agent}", cell_hash(planned.record())
     target = RESULTS / planned.dataset.name / planned.agent
     if (target / "cell.json").exists() and read_json(target / "cell.json")["hash"] == digest:
         print(f"{name}: finished already ({digest})")

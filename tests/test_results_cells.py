@@ -1,0 +1,54 @@
+"""When a cell of the results is another one, and when it is the same."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+from results import cell_hash
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "agent": "td3_bc",
+        "agent_config": {"alpha": 2.5, "hidden": [256, 256], "reward_shift": 0.0},
+        "train": {"steps": 10, "seed": 0, "seeds": 3, "log_every": 1000},
+        "data": {"validation": None},
+        "dataset": {"fingerprint": "f", "name": "hopper"},
+        "env": "Hopper-v5",
+        "versions": {"torch": "2", "mujoco": "3", "gymnasium": "1", "python": "3.11"},
+        "recipe": "locomotion",
+        "commit": "c",
+    }
+    return {k: v | changes[k] if k in changes else v for k, v in made.items()}
+
+
+def test_an_option_that_is_off_leaves_a_cell_as_it_was() -> None:
+    new_option = record(agent_config={"beer": 0.0, "cocoa": False})
+    assert cell_hash(new_option) == cell_hash(record())
+
+
+@pytest.mark.parametrize("change", [{"log_every": 10}, {"keep_checkpoints": 5}])
+def test_what_a_run_writes_is_no_part_of_its_numbers(change: dict[str, Any]) -> None:
+    assert cell_hash(record(train=change)) == cell_hash(record())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"agent_config": {"alpha": 0.0}},
+        {"agent_config": {"beer": 1e-3}},
+        {"agent_config": {"hidden": [256]}},
+        {"train": {"steps": 20}},
+        {"train": {"seeds": 1}},
+        {"train": {"seed": 1}},
+        {"data": {"validation": 0.1}},
+        {"dataset": {"fingerprint": "g"}},
+        {"versions": {"mujoco": "4"}},
+    ],
+    ids=str,
+)
+def test_what_determines_the_numbers_makes_another_cell(changes: dict[str, Any]) -> None:
+    assert cell_hash(record(**changes)) != cell_hash(record())
