@@ -66,7 +66,7 @@ class AWAC(Agent):
     config: AWACConfig
     config_class = AWACConfig
     actor: GaussianActor
-    suits = "good data, or mixed data with dense rewards"
+    suits = "good data, or mixed with dense rewards"
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "locomotion": {"beta": 3.0},
         "antmaze": {"beta": 10.0, "reward_shift": -1.0},

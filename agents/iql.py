@@ -71,6 +71,7 @@ class IQL(Agent):
 
     config: IQLConfig
     config_class = IQLConfig
+    suits = "sparse rewards, stitching, mixed data"
     actor: GaussianActor
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "locomotion": {"expectile": 0.7, "beta": 3.0, "reward_by_return_range": True},

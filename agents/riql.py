@@ -113,7 +113,7 @@ class RIQL(Agent):
 
     config: RIQLConfig
     config_class = RIQLConfig
-    suits = "data of which a share is wrong: noise, false rewards, outliers"
+    suits = "data of which a share is corrupted"
     actor: DeterministicActor | GaussianActor
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "locomotion": {},

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -83,10 +84,17 @@ def page_facts(name: str) -> dict[str, Any]:
         **_line_facts(about_class(known, cls, config), results),
         "summary": (cls.__doc__ or "").strip().split("\n")[0].rstrip("."),
         "documentation": documentation(cls),
-        "settings": [asdict(setting) for setting in settings(config)],
+        "settings": [
+            asdict(setting) | {"default": _finite(setting.default)} for setting in settings(config)
+        ],
         "recipes": {family: dict(values) for family, values in cls.recipes.items()},
         "results": {data: cell[known] for data, cell in cells.items() if known in cell},
     }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def page_text(facts: Mapping[str, Any], width: int) -> str:
