@@ -11,6 +11,7 @@ from problems import build, inputs, small_config, walk
 
 from offrl.datasets.offline import OfflineDataset
 
+RIQL: dict[str, Any] = {
     **FAST,
     "polyak": 0.05,
     "normalize_obs": False,
