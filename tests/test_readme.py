@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from offrl.about import listed
 from offrl.cli import main
 
 TEXT = (Path(__file__).resolve().parents[1] / "README.md").read_text()
@@ -25,6 +26,18 @@ def _shortened(text: str) -> str:
 
 def test_the_readme_states_the_numbers_that_are_shortened() -> None:
     assert all(old in TEXT for old in SHORTER)
+
+
+def test_the_table_has_every_agent_and_its_paper() -> None:
+    rows = [line.split("|") for line in TEXT.splitlines() if line.startswith("| `")]
+    papers = {
+        name: row[3] for row in rows if len(row) == 5 for name in re.findall("`(.*?)`", row[1])
+    }
+    for name, about in listed().items():
+        assert name in papers
+        assert about.paper is not None and (
+            about.paper.arxiv in papers[name] or not papers[name].strip()
+        )
 
 
 def test_the_python_examples_run(
