@@ -10,6 +10,9 @@ V, then Q'. As in that code the policy is a Gaussian whose mean is squashed (the
 not), its spread does not depend on the state, its learning rate falls to zero along a cosine, and
 locomotion rewards are scaled so that best and worst return are 1000 apart. At evaluation the mean
 is played.
+
+With `cocoa` every network sees a state as an anchor near the data and a difference from it
+(offrl.cocoa); `hidden` are then the layers after the bilinear product, two of 100 in that paper.
 """
 
 from collections.abc import Mapping
@@ -22,8 +25,11 @@ from torch import Tensor
 from offrl.actors import GaussianActor
 from offrl.agent import Agent
 from offrl.checks import check_choice, check_intervals
+from offrl.cocoa import CocoaConfig, Composition, trunks
 from offrl.critics import Critic, Value
 from offrl.datasets.offline import Spec
+from offrl.datasets.replay import Replay
+from offrl.files import cache_folder
 from offrl.losses import cloning_loss, expectile_loss, td_loss, td_target
 from offrl.networks import Learners
 from offrl.optim import adam, cosine_rate, polyak_update, set_lr, target_of
@@ -33,7 +39,7 @@ from offrl.types import Batch, Metrics, Noise
 
 
 @dataclass(frozen=True)
-class IQLConfig:
+class IQLConfig(CocoaConfig):
     """Settings of the paper on locomotion; see the recipes for the others."""
 
     expectile: float = 0.7  # tau of L_V; 0.9 on AntMaze
@@ -52,6 +58,7 @@ class IQLConfig:
     reward_shift: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_intervals(
             self,
             expectile="(0, 1)",
@@ -98,13 +105,23 @@ class IQL(Agent):
     def __init__(self, spec: Spec, config: IQLConfig, learners: Learners) -> None:
         super().__init__(spec, config, learners)
         obs_dim, act_dim, hidden = self.obs_dim, self.act_dim, config.hidden
-        self.actor = GaussianActor(obs_dim, act_dim, hidden, learners, config.dropout)
-        self.critic = Critic(obs_dim, act_dim, hidden, learners)
-        self.value = Value(obs_dim, hidden, learners)
+        policy, critics, values = trunks(config, hidden, obs_dim, act_dim, learners)
+        self.composition = Composition(policy)
+        self.actor = GaussianActor(obs_dim, act_dim, hidden, learners, config.dropout, trunk=policy)
+        self.critic = Critic(obs_dim, act_dim, hidden, learners, trunk=critics)
+        self.value = Value(obs_dim, hidden, learners, trunk=values)
         self.critic_target = target_of(self.critic)
         self.actor_opt = adam(self.actor.parameters(), config.lr)
         self.critic_opt = adam(self.critic.parameters(), config.lr)
         self.value_opt = adam(self.value.parameters(), config.lr)
+
+    def prepare(self, replay: Replay) -> None:
+        super().prepare(replay)
+        if self.config.cocoa:
+            self.composition.prepare(replay.batch(replay.index), cache_folder() / "cocoa")
+
+    def fingerprints(self) -> dict[str, str]:
+        return self.composition.fingerprints()
 
     def noise(self, batch_size: int) -> dict[str, tuple[int, ...]]:
         return self.actor.net.noise(batch_size)
@@ -114,6 +131,7 @@ class IQL(Agent):
             set_lr(self.actor_opt, cosine_rate(self.config.lr, step, steps))
 
     def update(self, batch: Batch, noise: Noise, phase: int) -> Metrics:
+        batch = self.composition.rows(batch)
         q = self.compute(self.target_q, batch)
         metrics = self.minimize(self.value_opt, self.value_loss, batch, q)
         metrics |= self.minimize(self.actor_opt, self.actor_loss, batch, q, noise)
@@ -147,5 +165,6 @@ class IQL(Agent):
         return with_beer(self, batch, td_loss(q, target).mean(-1), metrics)
 
     def validate(self, batch: Batch) -> Metrics:
+        batch = self.composition.anew(batch)
         loss, metrics = self.critic_loss(batch)
         return {**super().validate(batch), "td_error": loss, "q": metrics["q_data"]}

@@ -1,6 +1,7 @@
 """What every test runs under: one thread, no screen, and shapes checked at run time."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,9 @@ import torch
 
 jaxtyping.install_import_hook("offrl", "beartype.beartype")
 torch.set_num_threads(1)
+# What tests derive from their data stays out of the user's cache.
+_CACHE = tempfile.TemporaryDirectory(prefix="offrl-tests-")
+os.environ["OFFRL_CACHE"] = _CACHE.name
 
 _OUTSIDE = "OFFRL_TEST_DATA"
 

@@ -1,22 +1,28 @@
 """COCOA's anchors and bilinear networks."""
 
 import dataclasses
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from problems import build, small_config, updates, walk
 from torch import Tensor
 
+from offrl import checkpoints, runtime
 from offrl.actors import GaussianActor, SquashedGaussianActor, actor_from_spec
+from offrl.agent import Agent
 from offrl.anchors import Anchors, AnchorTable, divergent_rollouts, fit_seeker
 from offrl.cocoa import AnchoredTrunk, Bilinear, Composition, CompositionalTrunk
 from offrl.critics import Critic, Value
 from offrl.datasets.offline import OfflineDataset
 from offrl.datasets.replay import Replay, transitions
 from offrl.dynamics import DynamicsConfig, GaussianEnsemble
-from offrl.errors import DataError
+from offrl.errors import ConfigError, DataError
 from offrl.networks import Learners, learner_view
 from offrl.types import Batch
 
@@ -287,3 +293,82 @@ def test_a_policy_carries_its_anchors(anchors: Anchors, cls: Any) -> None:
     torch.testing.assert_close(stacked[1], view.mode(obs))
     # No optimiser can reach what the anchors have learned.
     assert not any("anchors" in name for name, _ in actor.named_parameters())
+
+
+# -- an agent that uses it ------------------------------------------------------------------------
+
+COCOA = {"cocoa": True, "cocoa_rank": 2, "cocoa_hidden": (6, 5), "cocoa_epochs": 1}
+
+
+def iql(seeds: tuple[int, ...] = (3,), dtype: torch.dtype = torch.float64) -> tuple[Agent, Replay]:
+    return build("iql", walk(), seeds, dtype, small_config("iql", **COCOA))
+
+
+def test_stacked_agents_are_those_that_each_seed_gives() -> None:
+    both, replay = iql((3, 4))
+    updates(both, replay, 4)
+    held = replay.batch(replay.index[:9].expand(2, -1))
+    measured = both.validate(held)
+    for k, seed in enumerate((3, 4)):
+        alone, _ = iql((seed,))
+        updates(alone, replay, 4)
+        obs = replay.batch(replay.index[:9]).obs.numpy()
+        np.testing.assert_allclose(both.policy(k).predict(obs), alone.policy().predict(obs))
+        for name, value in alone.validate(replay.batch(replay.index[:9])).items():
+            torch.testing.assert_close(measured[name][k], value, rtol=0, atol=1e-9)
+
+
+def test_a_run_resumes_to_the_bit(tmp_path: Path) -> None:
+    straight, replay = iql(dtype=torch.float32)
+    updates(straight, replay, 6)
+    first, _ = iql(dtype=torch.float32)
+    updates(first, replay, 3)
+    checkpoints.save([tmp_path], 3, checkpoints.agent_entries(first), [{}], keep=1)
+    second, _ = iql(dtype=torch.float32)
+    assert second.fingerprints() == first.fingerprints() and "anchors" in first.fingerprints()
+    checkpoints.load([tmp_path], 3, checkpoints.agent_entries(second))
+    updates(second, replay, 3, start=3)
+    expected = checkpoints.agent_entries(straight)
+    assert any(".anchors." in name for name in expected)
+    for name, entry in checkpoints.agent_entries(second).items():
+        assert torch.equal(entry.tensor, expected[name].tensor), name
+
+
+def test_a_policy_acts_the_same_in_a_fresh_process(tmp_path: Path) -> None:
+    agent, replay = iql(dtype=torch.float32)
+    updates(agent, replay, 3)
+    policy = agent.policy()
+    policy.save(tmp_path / "policy")
+    obs = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
+    np.save(tmp_path / "obs.npy", obs)
+    code = (
+        "import sys, json, numpy as np, offrl\n"
+        "policy = offrl.load_policy(sys.argv[1] + '/policy')\n"
+        "print(json.dumps(policy.predict(np.load(sys.argv[1] + '/obs.npy')).tolist()))\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    np.testing.assert_array_equal(
+        np.array(json.loads(result.stdout), np.float32), policy.predict(obs)
+    )
+    with pytest.raises(ConfigError, match=r"learned dynamics \(COCOA\).*needs torch"):
+        runtime.load_policy(tmp_path / "policy")
+
+
+@pytest.mark.compiled
+def test_compiled_graphs_equal_eager() -> None:
+    trained = {}
+    for backend in ("eager", "aot_eager"):
+        agent, replay = iql()
+        agent.backend = backend
+        updates(agent, replay, 2)
+        trained[backend] = agent.state_dict()
+    for name, value in trained["eager"].items():
+        torch.testing.assert_close(trained["aot_eager"][name], value, rtol=0, atol=1e-9)
+
+
+def test_wrong_settings_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"IQLConfig\.cocoa_rank is 0"):
+        small_config("iql", cocoa_rank=0)
+    with pytest.raises(ConfigError, match=r"cocoa_hidden is \(\); it must be one or more sizes"):
+        small_config("iql", cocoa_hidden=())
