@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-from results import cell_hash
+from cells import cell_hash
 
 
 def record(**changes: Any) -> dict[str, Any]:

@@ -1,0 +1,98 @@
+"""Cells of the tables of results: a run with its seeds, named by what determines its numbers.
+
+A cell is named by the hash of everything that determines its numbers; a finished cell is skipped,
+an unfinished one resumed.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from offrl.evaluation import evaluate
+from offrl.experiment import Plan, learner_folders, resume_run, start_run
+from offrl.files import read_json, write_json
+from offrl.policy import load_policy
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, WORK = ROOT / "results", ROOT / "runs" / "results"
+FINAL_EPISODES, FINAL_SEED = 20, 0  # starts of the final evaluation, common to all cells
+WRITING = ("log_every", "checkpoint_every", "keep_checkpoints", "best_by")
+OFF = (False, 0, None, "none", ())
+KEPT = ("step,name,value", "eval/", "validation/")  # of metrics.csv, which the curves need
+
+
+def cell_hash(record: Mapping[str, Any]) -> str:
+    """Of what determines the numbers in a run's record: settings, data, versions that compute.
+
+    A setting that is off counts like one that the agent did not have yet, so that a new option
+    leaves finished cells finished; what a run writes, and how often, is left out.
+    """
+    train = {k: v for k, v in record["train"].items() if k not in WRITING}
+    settings = [record["agent_config"], record["data"], train]
+    text = json.dumps(
+        {
+            "agent": record["agent"],
+            "settings": [{k: v for k, v in s.items() if v not in OFF} for s in settings],
+            "dataset": [record["dataset"]["fingerprint"], record["env"]],
+            "versions": {k: record["versions"][k] for k in ("torch", "mujoco", "gymnasium")},
+        },
+        sort_keys=True,
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def run_cell(planned: Plan, name: str) -> None:
+    """Train or resume, evaluate the last policies, and keep in results/NAME what a table needs."""
+    digest, target = cell_hash(planned.record()), RESULTS / name
+    if (target / "cell.json").exists() and read_json(target / "cell.json")["hash"] == digest:
+        print(f"{name}: finished already ({digest})")
+        return
+    folder = WORK / f"{name.replace('/', '-')}-{digest}"
+    if (folder / "config.json").exists():
+        run = resume_run(folder, dataset=None if planned.source else planned.dataset)
+    else:
+        run = start_run(planned, folder)
+    seeds = []
+    for path, summary in zip(run.folders, run.summaries, strict=True):
+        final = evaluate(load_policy(path), str(planned.env), FINAL_EPISODES, FINAL_SEED)
+        seeds.append({"summary": summary, "final": final.to_json(), "rate": _rate(path)})
+    shutil.rmtree(target, ignore_errors=True)
+    targets, sources = (learner_folders(f, planned.train) for f in (target, folder))
+    for path, source in zip(targets, sources, strict=True):
+        path.mkdir(parents=True)
+        shutil.copy(source / "config.json", path)
+        lines = (source / "metrics.csv").read_text().splitlines(keepends=True)
+        kept = [line for line in lines if any(word in line for word in KEPT)]
+        (path / "metrics.csv").write_text("".join(kept))
+    write_json(
+        target / "cell.json",
+        {
+            "hash": digest,
+            "command": f"python scripts/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}".strip(),
+            "commit": planned.record()["commit"],
+            "date": date.today().isoformat(),
+            "machine": machine(),
+            "seeds": seeds,
+        },
+    )
+
+
+def machine() -> str:
+    """The class of machine, in words."""
+    cores = os.cpu_count()
+    return f"{cores} cores of a shared {platform.machine()} server, one thread, no GPU"
+
+
+def _rate(folder: Path) -> float:
+    """Median of the logged updates a second, evaluations and checkpoints left out."""
+    rows = [r.split(",") for r in (folder / "performance.csv").read_text().splitlines()[1:]]
+    return float(np.median([float(v) for _, n, v in rows if n == "performance/steps_per_second"]))
