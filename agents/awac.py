@@ -32,6 +32,7 @@ from offrl.losses import cloning_loss, td_loss, td_target
 from offrl.networks import Learners
 from offrl.optim import adam, polyak_update, target_of
 from offrl.regularizers import advantage_weight
+from offrl.representation import with_beer
 from offrl.types import Batch, Metrics, Noise
 
 
@@ -45,6 +46,7 @@ class AWACConfig:
     lr: float = 3e-4
     polyak: float = 0.005
     hidden: tuple[int, ...] = (256, 256, 256)
+    beer: float = 0.0  # weight of BEER's penalty on the critics' features; 1e-3 in its paper
     normalize_obs: bool = True
     reward_scale: float = 1.0
     reward_shift: float = 0.0
@@ -57,6 +59,7 @@ class AWACConfig:
             gamma="[0, 1)",
             lr="(0, inf)",
             polyak="(0, 1]",
+            beer="[0, inf)",
         )
 
 
@@ -98,7 +101,8 @@ class AWAC(Agent):
             next_q = self.critic_target(batch.next_obs, action).amin(0)
             target = td_target(batch.reward, batch.mask, next_q, self.config.gamma)
         q = self.critic(batch.obs, batch.action)
-        return td_loss(q, target).mean(-1), {"q_data": q[0].mean(-1), "target": target.mean(-1)}
+        metrics = {"q_data": q[0].mean(-1), "target": target.mean(-1)}
+        return with_beer(self, batch, td_loss(q, target).mean(-1), metrics)
 
     def actor_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Metrics]:
         with torch.no_grad():

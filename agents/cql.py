@@ -40,6 +40,7 @@ from offrl.multipliers import Multiplier
 from offrl.networks import Learners
 from offrl.optim import adam, polyak_update, target_of
 from offrl.regularizers import log_sum_exp_gap
+from offrl.representation import with_beer
 from offrl.sac import (
     SoftConfig,
     entropy_cost,
@@ -175,7 +176,7 @@ class CQL(Agent):
             sampled, log_density = q, torch.zeros_like(q[0])
         gap = log_sum_exp_gap(sampled, log_density, data, cfg.lse_temperature)
         gap = gap.clamp(cfg.clip_low, cfg.clip_high).mean(-1)
-        loss, metrics = soft_regression(data, target)
+        loss, metrics = with_beer(self, batch, *soft_regression(data, target))
         return loss + cfg.alpha * weight * gap.sum(0), {**metrics, "gap": gap.mean(0)}
 
     def multiplier_loss(self, gap: Tensor) -> tuple[Tensor, Metrics]:

@@ -33,6 +33,7 @@ from offrl.datasets.offline import Spec
 from offrl.networks import Learners
 from offrl.optim import adam, polyak_update, target_of
 from offrl.regularizers import ensemble_diversity
+from offrl.representation import with_beer
 from offrl.sac import (
     SoftConfig,
     held_out,
@@ -106,7 +107,7 @@ class EDAC(Agent):
     def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Metrics]:
         target = soft_target(self, batch, noise)
         q, slope = value_and_slope(self.critic, batch.obs, batch.action)
-        loss, metrics = soft_regression(q, target)
+        loss, metrics = with_beer(self, batch, *soft_regression(q, target))
         diversity = ensemble_diversity(slope).mean(-1)
         return loss + self.config.eta * diversity, {**metrics, "diversity": diversity}
 

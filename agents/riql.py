@@ -44,6 +44,7 @@ from offrl.losses import cloning_loss, ensemble_quantile, expectile_loss, huber_
 from offrl.networks import Init, Learners
 from offrl.optim import adam, cosine_rate, polyak_update, set_lr, target_of
 from offrl.regularizers import advantage_weight
+from offrl.representation import with_beer
 from offrl.types import Batch, Metrics, Noise
 
 EDAC_INIT = Init(hidden_bias=0.1, last=3e-3)
@@ -67,6 +68,7 @@ class RIQLConfig:
     lr: float = 3e-4
     polyak: float = 0.005
     hidden: tuple[int, ...] = (256, 256)
+    beer: float = 0.0  # weight of BEER's penalty on the critics' features; 1e-3 in its paper
     normalize_obs: bool = True
     normalize_with_next: bool = True  # by the moments of s and s' together, not of s alone
     reward_scale: float = 1.0
@@ -84,6 +86,7 @@ class RIQLConfig:
             gamma="[0, 1)",
             lr="(0, inf)",
             polyak="(0, 1]",
+            beer="[0, inf)",
         )
         check_choice(self, "actor", ("deterministic", "gaussian"))
         check_choice(self, "actor_schedule", ("cosine", "constant"))
@@ -172,7 +175,8 @@ class RIQL(Agent):
     def critic_loss(self, batch: Batch, target: Tensor) -> tuple[Tensor, Metrics]:
         q = self.critic(batch.obs, batch.action)
         loss = huber_loss(target - q, self.config.sigma).mean(0).mean(-1)
-        return loss, {"q_data": q[0].mean(-1), "target": target.mean(-1)}
+        metrics = {"q_data": q[0].mean(-1), "target": target.mean(-1)}
+        return with_beer(self, batch, loss, metrics, 1.0 / self.config.critics)
 
     def actor_loss(self, batch: Batch, advantage: Tensor) -> tuple[Tensor, Metrics]:
         weight = advantage_weight(advantage, self.config.beta, self.config.max_weight)

@@ -28,6 +28,7 @@ from offrl.checks import check_intervals
 from offrl.datasets.offline import Spec
 from offrl.networks import Learners
 from offrl.optim import adam, polyak_update, target_of
+from offrl.representation import with_beer
 from offrl.sac import (
     SoftConfig,
     held_out,
@@ -95,7 +96,8 @@ class SACN(Agent):
 
     def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Metrics]:
         target = soft_target(self, batch, noise)
-        return soft_regression(self.critic(batch.obs, batch.action), target)
+        plain = soft_regression(self.critic(batch.obs, batch.action), target)
+        return with_beer(self, batch, *plain)
 
     def validate(self, batch: Batch) -> Metrics:
         target = soft_target(self, batch, torch.zeros_like(batch.action))

@@ -43,16 +43,21 @@ class Regularised(Protocol):
 
 
 def with_beer(
-    agent: Regularised, batch: Batch, loss: Float[Tensor, "*seed"], metrics: Metrics
+    agent: Regularised,
+    batch: Batch,
+    loss: Float[Tensor, "*seed"],
+    metrics: Metrics,
+    share: float = 1.0,
 ) -> tuple[Float[Tensor, "*seed"], Metrics]:
     """The critics' loss and its metrics, with BEER's term where `config.beer` is not 0.
 
     The loss is one that is summed over the critics: each critic's own gets its own penalty.
+    `share` is what such a loss has of each, 1 / K where it is the mean of K.
     """
     if not agent.config.beer:
         return loss, metrics
     penalty, measured = _penalty(agent, batch)
-    return loss + agent.config.beer * penalty.mean(-1), {**metrics, **measured}
+    return loss + share * agent.config.beer * penalty.mean(-1), {**metrics, **measured}
 
 
 def measured_representation(agent: Any, batch: Batch) -> Metrics:

@@ -41,6 +41,7 @@ class SoftConfig:
     target_entropy: float = -1.0  # H, per component of the action
     polyak: float = 0.005
     hidden: tuple[int, ...] = (256, 256, 256)
+    beer: float = 0.0  # weight of BEER's penalty on the critics' features; 1e-3 in its paper
     normalize_obs: bool = False
     reward_scale: float = 1.0
     reward_shift: float = 0.0
@@ -53,6 +54,7 @@ class SoftConfig:
             actor_lr="(0, inf)",
             target_entropy="(-inf, inf)",
             polyak="(0, 1]",
+            beer="[0, inf)",
         )
 
 

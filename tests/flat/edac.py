@@ -1,4 +1,4 @@
-"""SAC-N and EDAC written out from their equations; torch is all that it imports.
+"""SAC-N and EDAC written out from their equations; torch and BEER's penalty are all it imports.
 
 One critic at a time, pair after pair; the density of the squashed action as it is defined.
 """
@@ -6,6 +6,7 @@ One critic at a time, pair after pair; the density of the squashed action as it 
 import math
 
 import torch
+from flat.beer import penalty
 from torch import Tensor
 
 Layers = list[Tensor]  # W0, b0, W1, b1, ...
@@ -45,6 +46,7 @@ def train(
     lr: float,
     actor_lr: float,
     polyak: float,
+    beer: float = 0.0,
 ) -> tuple[dict[str, Layers], list[dict[str, Tensor]]]:
     """`eta` is None for SAC-N, which has no such term."""
     actor = [p.clone().requires_grad_() for p in nets["actor"]]
@@ -80,6 +82,10 @@ def train(
         predicted = [value(s, a, q) for q in critics]
         critic_loss = sum(torch.mean((q - y) ** 2) for q in predicted)
         extra = {}
+        if beer > 0:
+            likely = policy(s2, torch.zeros_like(a), actor)[0].detach()
+            excess, extra = penalty(b, b["reward"], likely, likely, critics, targets, gamma)
+            critic_loss = critic_loss + beer * excess
         if eta is not None:
             directions = []
             for q in critics:

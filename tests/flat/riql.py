@@ -1,4 +1,4 @@
-"""RIQL written out from its equations; torch is all that it imports.
+"""RIQL written out from its equations; torch and BEER's penalty are all that it imports.
 
 Observations come as logged, with all of them and all that followed, and are normalised here.
 """
@@ -6,6 +6,7 @@ Observations come as logged, with all of them and all that followed, and are nor
 import math
 
 import torch
+from flat.beer import penalty
 from torch import Tensor
 
 Layers = list[Tensor]  # W0, b0, W1, b1, ...
@@ -47,6 +48,7 @@ def train(
     polyak: float,
     normalize_obs: bool,
     normalize_with_next: bool,
+    beer: float = 0.0,
 ) -> tuple[dict[str, Layers], list[dict[str, Tensor]]]:
     names = ["actor", "value", *(f"q{k + 1}" for k in range(critics))]
     names += ["log_std"] if actor == "gaussian" else []
@@ -85,6 +87,11 @@ def train(
         y = torch.clip(b["reward"] + gamma * b["mask"] * next_v, target_min, target_max)
         online = [mlp(x, net)[:, 0] for net in qs]
         critic_loss = torch.stack([torch.mean(huber(y - one, sigma)) for one in online]).mean()
+        measured: dict[str, Tensor] = {}
+        if beer > 0:
+            likely, here = torch.tanh(mlp(s2, pi)).detach(), {**b, "obs": s, "next_obs": s2}
+            excess, measured = penalty(here, b["reward"], likely, likely, qs, bars, gamma)
+            critic_loss = critic_loss + beer * excess / critics
         critic_optimizer.zero_grad()
         torch.autograd.backward(critic_loss)
         critic_optimizer.step()
@@ -114,6 +121,7 @@ def train(
                 "actor_loss": actor_loss.detach(),
                 "advantage": u.detach().mean(),
                 "bc_loss": error.detach().mean(),
+                **measured,
             }
         )
     targets = {f"q{k + 1}_target": net for k, net in enumerate(bars)}

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from fault import faults
-from methods import iql, td3_bc
+from methods import iql, riql, sac_n, td3_bc
 from parity_case import Case
 
 
@@ -16,6 +16,8 @@ CASES = {
     "td3_bc-beer": _with_beer(td3_bc.CASES["td3_bc"], 71),
     "td3_bc-beer-stacked": _with_beer(td3_bc.CASES["td3_bc-stacked"], 71),
     "iql-beer": _with_beer(iql.CASES["iql"], 73),
+    "riql-beer": _with_beer(riql.CASES["riql"], 91),
+    "sac_n-beer": _with_beer(sac_n.CASES["sac_n"], 71),
 }
 
 EVERY = "td3_bc-beer iql-beer"
@@ -31,10 +33,22 @@ FAULTS = [
             "beer_penalty(agent.critic, agent.critic_target, batch, "
             "batch.action, batch.action, agent.config.gamma)",
         ),
-        ("loss + agent.config.beer", "loss - agent.config.beer"),
+        ("loss + share * agent.config.beer", "loss - agent.config.beer"),
         ("agent.config.beer * penalty", "penalty"),
         ("penalty.mean(-1)", "penalty.sum(-1)"),
         ("{**metrics, **measured}", "metrics"),
+    ),
+    *faults("representation.with_beer", "riql-beer", ("share * ", "")),
+    *faults(
+        "agents.riql.RIQL.critic_loss",
+        "riql-beer",
+        ("with_beer(self, batch, loss, metrics, 1.0 / self.config.critics)", "loss, metrics"),
+        (", 1.0 / self.config.critics", ""),
+    ),
+    *faults(
+        "agents.sac_n.SACN.critic_loss",
+        "sac_n-beer",
+        ("with_beer(self, batch, *plain)", "plain"),
     ),
     *faults(
         "representation.with_beer",

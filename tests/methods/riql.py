@@ -23,7 +23,7 @@ ROBUST = {
     "lr": LR,
     "polyak": 0.1,
 }
-SETTINGS = (*ROBUST, "actor", "actor_schedule", "normalize_obs", "normalize_with_next")
+SETTINGS = (*ROBUST, "actor", "actor_schedule", "normalize_obs", "normalize_with_next", "beer")
 
 
 def flat_riql(

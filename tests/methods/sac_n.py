@@ -16,7 +16,7 @@ def flat_sac_n(
     dataset: OfflineDataset,
     view: Replay,
 ) -> Trained:
-    return flat.edac.train(nets, batches, eta=None, **case.settings(*SETTINGS))
+    return flat.edac.train(nets, batches, eta=None, **case.settings(*SETTINGS, "beer"))
 
 
 def _case(ensemble: int, **changes: object) -> Case:
