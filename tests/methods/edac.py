@@ -74,6 +74,9 @@ FAULTS = [
     *faults(
         "sac.value_and_slope",
         EVERY,
+        ("critic.head.weight.shape[0]", "1"),
+        ("action.detach().expand", "(0 * action).expand"),
+        (".squeeze(-1)", ".squeeze(-1).flip(0)"),
         ("torch.cat([obs.expand", "torch.cat([0 * obs.expand"),
         ("obs.expand(members, *obs.shape), own", "obs.expand(members, *obs.shape), own.detach()"),
         ("q.sum(), own, create_graph=True", "q.mean(), own, create_graph=True"),
