@@ -46,9 +46,7 @@ class RunArguments:
     agent: str  # name of an agent, or package.module:Class
     dataset: str  # name or path of a dataset
     env: str = "auto"  # Gymnasium id; auto is the one that the dataset names; none
-    recipe: str = (
-        "auto"  # the paper's settings by dataset and task, a family's name, or none
-    )
+    recipe: str = "auto"  # the paper's settings by dataset and task, a recipe's name, or none
     out: str | None = None  # new folder of the run; runs/... by default
     wandb: str | None = None  # project on Weights & Biases to log to as well
 

@@ -1,12 +1,15 @@
-"""A2PR's settings against its authors' commands, by dataset."""
+"""A2PR's settings against its authors' commands; recipes by dataset on the command line."""
 
 from typing import Any
 
 import pytest
 
+from offrl import train_cli
 from offrl.agents import A2PR, A2PRConfig
+from offrl.cli import main
 from offrl.envs.references import families
 from offrl.errors import ConfigError
+from offrl.experiment import Plan
 from offrl.registry import find_recipe
 
 # alpha, weight of the CVAE's reconstruction, of the masked pull, and gamma.
@@ -45,3 +48,33 @@ def test_the_settings_that_a2pr_has_everywhere() -> None:
 def test_settings_that_cannot_be(field: str) -> None:
     with pytest.raises(ConfigError, match=rf"A2PRConfig\.{field} is -1"):
         A2PRConfig(**{field: -1.0})
+
+
+@pytest.mark.parametrize(
+    ("flags", "batch_size", "printed"),
+    [
+        ([], 1024, "recipe hopper-medium-replay (beta1=0.05, beta2=0.5, batch_size=1024)"),
+        (["--batch-size", "256"], 256, "batch_size=256 instead of 1024"),
+        (["--recipe", "hopper-expert"], 1024, "recipe hopper-expert (beta1=0.1, beta2=0.1,"),
+        (["--recipe", "none"], 256, "its default settings, no recipe"),
+    ],
+    ids=["auto", "flag", "named", "none"],
+)
+def test_the_dataset_s_name_chooses_betas_and_batch_size(
+    flags: list[str],
+    batch_size: int,
+    printed: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    started: list[Plan] = []
+    monkeypatch.setattr(train_cli, "start_run", lambda plan, *_: started.append(plan))
+    monkeypatch.setattr(train_cli, "_report", lambda run: None)
+    common = ["train", "--agent", "rebrac", "--dataset", "hopper-medium-replay", "--env", "none"]
+    assert main([*common, *flags]) == 0
+    assert printed in capsys.readouterr().out
+    record = started[0].record()
+    assert record["train"]["batch_size"] == batch_size == started[0].train.batch_size
+    if not flags:
+        assert record["recipe"] == "hopper-medium-replay"
+        assert record["recipe_values"] == {"beta1": 0.05, "beta2": 0.5, "batch_size": 1024}

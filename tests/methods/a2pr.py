@@ -50,6 +50,7 @@ CASES = {
 }
 
 OTHER = {
+    ("a2pr", "mask_weight"): (1.0, {}),
     ("a2pr", "critic_hidden"): ((16, 8), {}),
     ("a2pr", "cvae_hidden"): ((16, 8), {}),
 }
