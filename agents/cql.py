@@ -20,7 +20,7 @@ both codes as here: squared errors without 1/2, so that alpha is half of what it
 pi(s') beside those of pi(s); no division of the sum by 3n, which lowers tau by log 3n; no entropy
 in y. From the codes differ: layers' first numbers are uniform, not orthogonal; log pi is exact and
 log std in [-5, 2]; v ascends in its logarithm, and comes back from beyond 1e6, where theirs stays
-for good.
+for good. With `cocoa` the networks see states as anchors and differences (offrl.cocoa).
 """
 
 import math
@@ -33,8 +33,11 @@ from torch import Tensor
 
 from offrl.agent import Agent
 from offrl.checks import check_intervals
+from offrl.cocoa import CocoaConfig, Composition
 from offrl.datasets.offline import Spec
+from offrl.datasets.replay import Replay
 from offrl.errors import ConfigError
+from offrl.files import cache_folder
 from offrl.losses import td_target
 from offrl.multipliers import Multiplier
 from offrl.networks import Learners
@@ -57,7 +60,7 @@ LIMIT = 1e6  # of the multiplier
 
 
 @dataclass(frozen=True)
-class CQLConfig(SoftConfig):
+class CQLConfig(SoftConfig, CocoaConfig):
     """Settings of the CORL library on locomotion; see the recipes for the others."""
 
     alpha: float = 10.0  # multiplies the gap; 5 on AntMaze, 1 on Adroit
@@ -74,9 +77,12 @@ class CQLConfig(SoftConfig):
     extra_critic_layers: int = 0  # that critics have more than the policy; 2 on AntMaze
     actor_lr: float = 3e-5  # of the policy and of its temperature; 1e-4 on AntMaze and Adroit
     normalize_obs: bool = True
+    cocoa_rank: int = 32  # d, products summed in each feature of COCOA's networks
+    cocoa_hidden: tuple[int, ...] = (256, 256, 256)  # of f and g; the last counts the features
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        SoftConfig.__post_init__(self)
+        CocoaConfig.__post_init__(self)
         check_intervals(
             self,
             alpha="[0, inf)",
@@ -120,9 +126,11 @@ class CQL(Agent):
 
     def __init__(self, spec: Spec, config: CQLConfig, learners: Learners) -> None:
         super().__init__(spec, config, learners)
+        sizes = self.obs_dim, self.act_dim, config.hidden
         self.actor, self.critic, self.temperature = soft_networks(
-            self.obs_dim, self.act_dim, config.hidden, learners, 2, config.extra_critic_layers
+            *sizes, learners, 2, config.extra_critic_layers, config
         )
+        self.composition = Composition(self.actor)
         self.critic_target = target_of(self.critic)
         self.actor_opt = adam(self.actor.parameters(), config.actor_lr)
         self.temperature_opt = adam(self.temperature.parameters(), config.actor_lr)
@@ -131,6 +139,14 @@ class CQL(Agent):
             self.multiplier = Multiplier(learners, LIMIT)
             self.multiplier_opt = adam(self.multiplier.parameters(), config.lr)
         self.register_buffer("cloning", torch.zeros(()))
+
+    def prepare(self, replay: Replay) -> None:
+        super().prepare(replay)
+        if self.config.cocoa:
+            self.composition.prepare(replay.batch(replay.index), cache_folder() / "cocoa")
+
+    def fingerprints(self) -> dict[str, str]:
+        return self.composition.fingerprints()
 
     def noise(self, batch_size: int) -> dict[str, tuple[int, ...]]:
         one = (batch_size, self.act_dim)
@@ -142,6 +158,7 @@ class CQL(Agent):
         self.cloning.fill_(float(step < self.config.bc_steps))
 
     def update(self, batch: Batch, noise: Noise, phase: int) -> Metrics:
+        batch = self.composition.rows(batch)
         metrics = self.minimize(self.actor_opt, self.actor_loss, batch, noise["draw"])
         log_prob = metrics["log_prob"]
         metrics |= self.minimize(self.temperature_opt, self.temperature_loss, log_prob)
@@ -202,5 +219,6 @@ class CQL(Agent):
         return torch.cat([random, here, then], -3), log_density
 
     def validate(self, batch: Batch) -> Metrics:
+        batch = self.composition.anew(batch)
         target = self.target(batch, torch.zeros_like(batch.action).unsqueeze(-3))
         return {**super().validate(batch), **held_out(self, batch, target)}

@@ -25,7 +25,7 @@ from torch import Tensor
 from offrl.actors import GaussianActor
 from offrl.agent import Agent
 from offrl.checks import check_choice, check_intervals
-from offrl.cocoa import CocoaConfig, Composition, trunks
+from offrl.cocoa import CocoaConfig, Composition, policy_trunk, value_trunk
 from offrl.critics import Critic, Value
 from offrl.datasets.offline import Spec
 from offrl.datasets.replay import Replay
@@ -105,11 +105,13 @@ class IQL(Agent):
     def __init__(self, spec: Spec, config: IQLConfig, learners: Learners) -> None:
         super().__init__(spec, config, learners)
         obs_dim, act_dim, hidden = self.obs_dim, self.act_dim, config.hidden
-        policy, critics, values = trunks(config, hidden, obs_dim, act_dim, learners)
-        self.composition = Composition(policy)
-        self.actor = GaussianActor(obs_dim, act_dim, hidden, learners, config.dropout, trunk=policy)
+        trunk = policy_trunk(config, obs_dim, act_dim, learners)
+        self.actor = GaussianActor(obs_dim, act_dim, hidden, learners, config.dropout, trunk=trunk)
+        critics = value_trunk(config, obs_dim, act_dim, hidden, learners, (2,))
         self.critic = Critic(obs_dim, act_dim, hidden, learners, trunk=critics)
+        values = value_trunk(config, obs_dim, 0, hidden, learners)
         self.value = Value(obs_dim, hidden, learners, trunk=values)
+        self.composition = Composition(self.actor)
         self.critic_target = target_of(self.critic)
         self.actor_opt = adam(self.actor.parameters(), config.lr)
         self.critic_opt = adam(self.critic.parameters(), config.lr)

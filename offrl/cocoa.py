@@ -8,7 +8,7 @@ place of each network of a method a bilinear one, in which parts seen apart can 
 
 Critics append the action to both parts. The losses of the method stay as they are. f and g have
 LayerNorm after each ReLU and after their last layer, as in the authors' code. First weights are
-those of the method that COCOA is added to; the code has orthogonal ones.
+uniform, and those of the layers on h as the method has them; the code has orthogonal ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,10 +24,8 @@ from offrl.anchors import Anchors, AnchorTable
 from offrl.checks import check_intervals
 from offrl.dynamics import DynamicsConfig
 from offrl.errors import ConfigError
-from offrl.networks import MLP, LayerNorm, Learners
+from offrl.networks import MLP, TORCH_INIT, Init, LayerNorm, Learners
 from offrl.types import Batch
-
-Trunks = tuple["AnchoredTrunk", "CompositionalTrunk", "CompositionalTrunk"]
 
 
 @dataclass(frozen=True)
@@ -94,11 +92,13 @@ class CompositionalTrunk(nn.Module):
         hidden: Sequence[int],
         learners: Learners,
         ensemble: Sequence[int] = (),
+        init: Init = TORCH_INIT,
     ) -> None:
         super().__init__()
         self.features = hidden[-1]
         self.bilinear = Bilinear(obs_dim + act_dim, inner, rank, learners, ensemble)
-        self.net = MLP([inner[-1], *hidden], learners, ensemble, activate_last=True)
+        sizes = [inner[-1], *hidden]
+        self.net = MLP(sizes, learners, ensemble, init=init, activate_last=True)
 
     def forward(
         self,
@@ -143,23 +143,31 @@ class AnchoredTrunk(nn.Module):
         }
 
 
-def trunks(
-    config: CocoaConfig, hidden: Sequence[int], obs_dim: int, act_dim: int, learners: Learners
-) -> Trunks | tuple[None, None, None]:
-    """For a policy, two critics and a value: trunks where `config.cocoa`, else None for each.
-
-    `hidden` are the layers of the method's networks, which come after the bilinear product.
-    """
+def policy_trunk(
+    config: CocoaConfig, obs_dim: int, act_dim: int, learners: Learners
+) -> AnchoredTrunk | None:
+    """For a policy, with anchors that are still to be learned; None without `config.cocoa`."""
     if not config.cocoa:
-        return None, None, None
-    inner, rank = config.cocoa_hidden, config.cocoa_rank
+        return None
     model = DynamicsConfig(epochs=config.cocoa_epochs)
     anchors = Anchors(obs_dim, act_dim, config.cocoa_horizon, model)
-    return (
-        AnchoredTrunk(anchors, inner, rank, learners),
-        CompositionalTrunk(obs_dim, act_dim, inner, rank, hidden, learners, (2,)),
-        CompositionalTrunk(obs_dim, 0, inner, rank, hidden, learners),
-    )
+    return AnchoredTrunk(anchors, config.cocoa_hidden, config.cocoa_rank, learners)
+
+
+def value_trunk(
+    config: CocoaConfig,
+    obs_dim: int,
+    act_dim: int,
+    hidden: Sequence[int],
+    learners: Learners,
+    ensemble: Sequence[int] = (),
+    init: Init = TORCH_INIT,
+) -> CompositionalTrunk | None:
+    """For critics, or for values with `act_dim` 0; None without `config.cocoa`."""
+    if not config.cocoa:
+        return None
+    inner, rank = config.cocoa_hidden, config.cocoa_rank
+    return CompositionalTrunk(obs_dim, act_dim, inner, rank, hidden, learners, ensemble, init)
 
 
 def trunk_from_spec(spec: Mapping[str, Any]) -> AnchoredTrunk:
@@ -173,11 +181,12 @@ def trunk_from_spec(spec: Mapping[str, Any]) -> AnchoredTrunk:
 class Composition:
     """How an agent's batches become pairs; where its policy has no anchors, they stay as they are.
 
-    Holds the anchors of the policy's trunk, of which there is one copy in an agent.
+    The anchors are those of the policy's trunk, of which there is one copy in an agent.
     """
 
-    def __init__(self, trunk: AnchoredTrunk | None) -> None:
-        self.anchors = None if trunk is None else trunk.anchors
+    def __init__(self, actor: nn.Module) -> None:
+        trunk = getattr(actor.net, "trunk", None)
+        self.anchors: Anchors | None = None if trunk is None else trunk.anchors
         self.table: AnchorTable | None = None
 
     def prepare(self, batch: Batch, cache_dir: Path | None) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from offrl.actors import SquashedGaussianActor
 from offrl.checks import check_intervals
+from offrl.cocoa import CocoaConfig, policy_trunk, value_trunk
 from offrl.critics import Critic
 from offrl.losses import td_loss, td_target
 from offrl.multipliers import Multiplier
@@ -83,11 +84,19 @@ def soft_networks(
     learners: Learners,
     ensemble: int,
     extra: int = 0,
+    cocoa: CocoaConfig | None = None,
 ) -> tuple[SquashedGaussianActor, Critic, Multiplier]:
-    """Policy, critics and temperature; critics have `extra` hidden layers more than the policy."""
+    """Policy, critics and temperature; critics have `extra` hidden layers more than the policy.
+
+    Both look at states as `cocoa` says.
+    """
     deep = [*hidden, *[hidden[-1]] * extra]
-    actor = SquashedGaussianActor(obs_dim, act_dim, hidden, learners, ACTOR_INIT)
-    critic = Critic(obs_dim, act_dim, deep, learners, ensemble, init=CRITIC_INIT)
+    cocoa = cocoa or CocoaConfig()
+    sizes = obs_dim, act_dim
+    trunk = policy_trunk(cocoa, *sizes, learners)
+    actor = SquashedGaussianActor(*sizes, hidden, learners, ACTOR_INIT, trunk)
+    critics = value_trunk(cocoa, *sizes, deep, learners, (ensemble,), CRITIC_INIT)
+    critic = Critic(*sizes, deep, learners, ensemble, critics, init=CRITIC_INIT)
     return actor, critic, Multiplier(learners)
 
 

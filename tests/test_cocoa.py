@@ -214,7 +214,8 @@ def test_the_table_holds_what_would_be_worked_out_anew(anchors: Anchors) -> None
         batch = view.batch(view.index)
         table = AnchorTable(anchors, batch)
         rows = view.index[torch.tensor([[0, 5, 3], [13, 5, 4]])]
-        anew = Composition(AnchoredTrunk(anchors, (4,), 1, Learners())).anew
+        trunk = AnchoredTrunk(anchors, (4,), 1, Learners())
+        anew = Composition(GaussianActor(2, 2, (4,), Learners(), trunk=trunk)).anew
         found, expected = table.pair(view.batch(rows)), anew(view.batch(rows))
         assert found.obs.shape == (2, 3, 4)
         for name in ("obs", "next_obs", "action", "reward"):
