@@ -230,7 +230,7 @@ FAULTS = [
         (".mean(0).mean(-1)", ".sum(0).mean(-1)"),
         (".mean(0).mean(-1)", ".mean(0).sum(-1)"),
         ("target.mean(-1)}", "target.amin(-1)}"),
-        ("return loss,", "return -loss,"),
+        ("batch, loss, metrics", "batch, -loss, metrics"),
     ),
     *faults(
         f"{_AT}.actor_loss",
