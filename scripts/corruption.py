@@ -163,8 +163,9 @@ INTRODUCTION = """\
 Normalised score, 100 (return - min) / (max - min) with D4RL's references, of the last policies on
 20 starts of the clean environment, common to all; mean over seeds with its 95 % interval (Student's
 t over seeds), and the share of the score on clean data that is left. Each seed has masks, noise and
-a training of its own. The protocol is that of RIQL (`offrl data corrupt --help`). Made by `python
-scripts/corruption.py`; each cell's `cell.json` has its command, commit, machine and every return."""
+a training of its own. The protocol is that of RIQL (`offrl data corrupt --help`). Made by
+`python scripts/corruption.py`; each cell's `cell.json` has its command, commit, machine and every
+return."""
 
 
 def comparable(folder: Path, row: Row) -> Score | None:
@@ -226,6 +227,7 @@ def draw_bars(
                 ends = (place - width / 2, place + width / 2)
                 axes.plot(ends, (known.mean, known.mean), color="black", linewidth=1.2)
     axes.set_xticks(range(len(ELEMENTS)), ELEMENTS)
+    axes.set_xlim(-0.5, len(ELEMENTS) - 0.5)
     axes.set_ylabel("score")
     axes.set_title(f"{title} (line: on clean data)", fontsize=9)
     axes.legend(fontsize=8, frameon=False)
