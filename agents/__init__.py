@@ -13,6 +13,7 @@ from offrl.agents.cql import CQL, CQLConfig
 from offrl.agents.edac import EDAC, EDACConfig
 from offrl.agents.iql import IQL, IQLConfig
 from offrl.agents.odice import ODICE, ODICEConfig
+from offrl.agents.odice_il import ODICEIL, ODICEILConfig
 from offrl.agents.prdc import PRDC, PRDCConfig
 from offrl.agents.rebrac import ReBRAC, ReBRACConfig
 from offrl.agents.riql import RIQL, RIQLConfig
@@ -26,6 +27,7 @@ AGENTS: dict[str, tuple[type[Agent], Any]] = {
     "iql": (IQL, IQLConfig()),
     "prdc": (PRDC, PRDCConfig()),
     "odice": (ODICE, ODICEConfig()),
+    "odice_il": (ODICEIL, ODICEILConfig()),
     "a2pr": (A2PR, A2PRConfig()),
     "rebrac": (ReBRAC, ReBRACConfig()),
     "riql": (RIQL, RIQLConfig()),
@@ -44,6 +46,7 @@ __all__ = [
     "EDAC",
     "IQL",
     "ODICE",
+    "ODICEIL",
     "PRDC",
     "RIQL",
     "SACN",
@@ -55,6 +58,7 @@ __all__ = [
     "EDACConfig",
     "IQLConfig",
     "ODICEConfig",
+    "ODICEILConfig",
     "PRDCConfig",
     "RIQLConfig",
     "ReBRAC",

@@ -145,7 +145,7 @@ def leaves(loss: Tensor) -> list[nn.Parameter]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
+        if isinstance(getattr(node, "variable", None), nn.Parameter):
             found.append(node.variable)
         todo.extend(next_node for next_node, _ in node.next_functions)
     return found

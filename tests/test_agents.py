@@ -243,7 +243,7 @@ def test_every_setting_has_an_effect(name: str, field: str) -> None:
         agent, replay = build(name, walk(), config=settings)
         updates(agent, replay, 12, total=100)
         states.append({**agent.state_dict(), "reward": replay.batch(replay.index).reward})
-    different = any(
+    different = states[0].keys() != states[1].keys() or any(
         states[0][k].shape != states[1][k].shape or not torch.equal(states[0][k], states[1][k])
         for k in states[0]
         if k != "reward"

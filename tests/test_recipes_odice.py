@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from offrl.agents import ODICE, ODICEConfig
+from offrl.agents import ODICE, ODICEIL, ODICEConfig, ODICEILConfig
 from offrl.envs.references import families
 from offrl.registry import find_recipe
 
@@ -63,3 +63,35 @@ def test_mazes(name: str, twin: bool) -> None:
 
 def test_elsewhere_the_defaults_hold() -> None:
     assert settings("pen-human-v1") == CODE
+
+
+# configs/offline_IL.yaml, the defaults of main_odice_il.py and run_offline_il.sh, but for lambda,
+# which is 0.4 there and ours with mixed data. The classifier is SMODICE's.
+IMITATION = {
+    "eta": 1.0,
+    "gradient": "orthogonal",
+    "max_weight": 100.0,
+    "twin": True,
+    "layer_norm": False,
+    "squash_mean": True,
+    "gamma": 0.99,
+    "lr": 1e-4,
+    "polyak": 0.005,
+    "hidden": (256, 256),
+    "actor_hidden": (1024, 1024),
+    "normalize_obs": True,
+    "penalty": 10.0,
+    "discriminator_lr": 3e-4,
+    "dual_weight": 0.5,
+    "expert": "",
+    "expert_episodes": 1,
+    "mixed": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "decay"), [("hopper-expert-v2", 1e-5), ("Walker2d-v5", 1e-3), ("pen-human-v1", 1e-5)]
+)
+def test_imitation(name: str, decay: float) -> None:
+    found = {**vars(ODICEILConfig()), **find_recipe(ODICEIL, "auto", families(name))[1]}
+    assert found == {**IMITATION, "weight_decay": decay}

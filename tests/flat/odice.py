@@ -1,7 +1,7 @@
 """ODICE written out from its equations; torch is all that it imports.
 
-Rewards come as logged, with the returns of the episodes, and are scaled here. `step` is the part
-that imitation shares: it takes the rewards as they are learnt from.
+`train` gets rewards as logged, with the returns of the episodes, and scales them; `imitate` makes
+rewards of a classifier that it trains beside. `step` is ODICE's update on rewards as given.
 """
 
 import math
@@ -147,3 +147,56 @@ def train(
     scale = 1000.0 / (max(returns) - min(returns))
     history = [step(own, b, scale * b["raw_reward"], **settings) for b in batches]  # type: ignore[arg-type]
     return own.trained(), history
+
+
+def imitate(
+    nets: dict[str, Layers],
+    batches: list[dict[str, Tensor]],
+    expert_obs: Tensor,
+    expert_action: Tensor,
+    end_value: float,
+    *,
+    mixed: bool,
+    penalty: float,
+    discriminator_lr: float,
+    lr: float,
+    weight_decay: float,
+    gamma: float,
+    **settings: float | bool | str,
+) -> tuple[dict[str, Layers], list[dict[str, Tensor]]]:
+    own = Nets(nets, lr, weight_decay)
+    history = []
+    classifier: Layers = []
+    if mixed:
+        classifier = [p.clone().requires_grad_() for p in nets["discriminator"]]
+        optimizer = torch.optim.Adam(classifier, discriminator_lr)
+    for b in batches:
+        pairs = torch.cat([b["obs"], b["action"]], 1)
+        reward, metrics = torch.zeros(len(pairs)).double(), {}
+        if mixed:
+            uniform = 0.5 * (1.0 + torch.erf(b["expert"] / math.sqrt(2.0)))
+            row = torch.floor(uniform * len(expert_obs)).long()
+            expert = torch.cat([expert_obs[row], expert_action[row]], 1)
+            share = 0.5 * (1.0 + torch.erf(b["between"] / math.sqrt(2.0)))[:, None]
+            between = (share * expert + (1.0 - share) * pairs).requires_grad_()
+            (slope,) = torch.autograd.grad(
+                mlp(between, classifier).sum(), between, create_graph=True
+            )
+            # Where every unit is dead the slope is zero, and its root has no gradient.
+            excess = (torch.sqrt((slope**2).sum(1) + 1e-12) - 1.0) ** 2
+            yes, all_of = mlp(expert, classifier)[:, 0], mlp(pairs, classifier)[:, 0]
+            right = torch.sigmoid(yes).log() + (1.0 - torch.sigmoid(all_of)).log()
+            loss = -right.mean() + penalty * excess.mean()
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+            reward = mlp(pairs, classifier)[:, 0].detach()
+            reward = reward + gamma * (1.0 - b["mask"]) * end_value
+            metrics = {
+                "discriminator_loss": loss.detach(),
+                "expert_logit": yes.detach().mean(),
+                "logit": all_of.detach().mean(),
+            }
+        history.append(metrics | step(own, b, reward, gamma=gamma, **settings))  # type: ignore[arg-type]
+    found = own.trained()
+    return (found | {"discriminator": classifier} if mixed else found), history
