@@ -24,10 +24,9 @@ policy. The V in A and in the CVAE's gate is that from before this update's step
 
 a^ depends on the policy, and as published the gradient of the pull flows through encoder and
 decoder into the policy: where the model gives back what it is given, the two terms of the
-difference move together and the pull is weak. `detach_reference` makes a^ a constant, as a_ref is
-in the paper's equations. The authors state alpha, w, m_0 and gamma for the three medium datasets of
-locomotion alone; each stands here for all datasets of its environment, and the defaults are those
-of their command line.
+difference move together and the pull is weak. `detach_reference` makes a^ a constant. The authors
+state alpha, w, m_0 and gamma for the three medium datasets of locomotion alone; each stands here
+for all datasets of its environment, and the defaults are those of their command line.
 """
 
 from collections.abc import Mapping
