@@ -66,12 +66,11 @@ class Setting:
 
 
 def paper_of(doc: str | None) -> Paper | None:
-    """The paper that a docstring names in brackets, as `PAPER` has it; None where it does not."""
-    found = PAPER.search(" ".join((doc or "").split()))
+    """The paper that a docstring begins with, as `PAPER` has it; None where it does not."""
+    found = PAPER.match(" ".join((doc or "").split()))
     if found is None:
         return None
-    name = found["short"] or found["title"].rpartition(". ")[2]
-    return Paper(name, found["authors"], found["venue"], found["arxiv"])
+    return Paper(found["short"] or found["title"], found["authors"], found["venue"], found["arxiv"])
 
 
 def about_class(name: str, cls: "type[Agent]", config: Any) -> About:

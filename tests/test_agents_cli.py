@@ -69,7 +69,8 @@ def test_the_list_read_from_the_text_is_what_the_classes_say() -> None:
     [
         ("TD3+BC (Fujimoto and Gu, NeurIPS 2021, arXiv:2106.06860).", "TD3+BC|NeurIPS 2021"),
         ("A long\nname (LN; A, B and C,\n ICML 2023, arXiv:2306.06569), and more", "LN|ICML 2023"),
-        ("Two sentences. Name (A et al., 2020, arXiv:2006.09359).", "Name|2020"),
+        ("Name (A et al., 2020, arXiv:2006.09359): a method.", "Name|2020"),
+        ("Of its own (at all).\n\nAs in Name (A et al., 2020, arXiv:2006.09359).", None),
         ("No paper (at all).", None),
         (None, None),
     ],
