@@ -29,6 +29,9 @@ def flat_awac(
 PLAIN = Case("awac", WEIGHTED, REACH, flat_awac, NOISE, seed=73)
 CASES = {"awac": PLAIN, "awac-stacked": replace(PLAIN, beside=(5,), expected=[])}
 
+# Where advantages are large, the cut is reached.
+OTHER = {("awac", "max_weight"): (0.5, {"beta": 10.0})}
+
 AT = "agents.awac.AWAC"
 FAULTS = [
     *faults(

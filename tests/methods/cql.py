@@ -67,6 +67,15 @@ CASES = {
     "cql-stacked": replace(LEARNED, beside=(5,), expected=[]),
 }
 
+OTHER = {
+    ("cql", "samples"): (3, {}),
+    ("cql", "target_gap"): (1.0, {"lagrange": True}),
+    ("cql", "clip_low"): (100.0, {}),
+    ("cql", "clip_high"): (-100.0, {}),
+    ("cql", "bc_steps"): (5, {}),
+    ("cql", "extra_critic_layers"): (1, {}),
+}
+
 EVERY = "cql cql-lagrange cql-best"
 AT = "agents.cql.CQL"
 FAULTS = [

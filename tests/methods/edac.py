@@ -32,6 +32,8 @@ CASES = {
     "edac-stacked": _case(3, beside=(5,)),
 }
 
+OTHER = {("edac", "ensemble"): (4, {})}
+
 EVERY = "edac edac-two"
 FAULTS = [
     *agent_faults("agents.edac.EDAC", EVERY),

@@ -32,6 +32,8 @@ CASES = {
     "sac_n-stacked": _case(3, beside=(5,)),
 }
 
+OTHER = {("sac_n", "ensemble"): (4, {})}
+
 FAULTS = [
     *agent_faults("agents.sac_n.SACN", "sac_n sac_n-one"),
     *faults(
