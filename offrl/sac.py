@@ -94,7 +94,7 @@ def soft_networks(
     cocoa = cocoa or CocoaConfig()
     sizes = obs_dim, act_dim
     trunk = policy_trunk(cocoa, *sizes, learners)
-    actor = SquashedGaussianActor(*sizes, hidden, learners, ACTOR_INIT, trunk)
+    actor = SquashedGaussianActor(*sizes, hidden, learners, ACTOR_INIT, trunk=trunk)
     critics = value_trunk(cocoa, *sizes, deep, learners, (ensemble,), CRITIC_INIT)
     critic = Critic(*sizes, deep, learners, ensemble, critics, init=CRITIC_INIT)
     return actor, critic, Multiplier(learners)
