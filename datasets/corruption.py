@@ -37,6 +37,7 @@ corrupted is in the marks `corrupted_ELEMENT` and `corrupted_any`.
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -244,7 +245,7 @@ class _Work:
         obs = torch.from_numpy(self.column("observations")[chosen])
         action = torch.from_numpy(self.column("actions")[chosen])
 
-        def q(delta: Tensor, part: slice) -> Tensor:
+        def q(part: slice, delta: Tensor) -> Tensor:
             noisy = base[part] + delta * std
             if element == "observations":
                 return attacker.q(noisy, action[part])
@@ -261,7 +262,7 @@ class _Work:
             delta[begin:end] = 2.0 * self.corruption.scale * std * first
             for stop in range(begin, end, BATCH):
                 part = slice(stop, min(stop + BATCH, end))
-                delta[part] = self.descend(delta[part], lambda d, p=part: q(d, p), end - begin)
+                delta[part] = self.descend(delta[part], partial(q, part), end - begin)
             self.parts_done += 1
             attacks = len(set(self.corruption.elements) - {"rewards"})
             self.progress(self.parts_done / (PARTS * attacks))

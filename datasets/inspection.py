@@ -31,7 +31,7 @@ def inspect(dataset: OfflineDataset) -> dict[str, Any]:
         "episodes": dataset.num_episodes,
         "obs_dim": dataset.obs_dim,
         "act_dim": dataset.act_dim,
-        "megabytes": round(dataset.rows.nbytes / 1e6, 1),
+        "megabytes": round(_bytes(dataset) / 1e6, 1),
         "returns": _spread(returns),
         "lengths": _spread(dataset.lengths.astype(np.float64)),
         "ends": _ends(dataset),
@@ -124,6 +124,12 @@ def draw_histogram(dataset: OfflineDataset, path: Path) -> None:
     finally:
         with suppress(OSError):  # which would hide the error that is under way
             partial.unlink()
+
+
+def _bytes(dataset: OfflineDataset) -> int:
+    columns = [dataset.rows, *dataset.marks.values()]
+    columns += [] if dataset.next_obs is None else [dataset.next_obs]
+    return sum(column.nbytes for column in columns)
 
 
 def _returns_note(dataset: OfflineDataset) -> str | None:

@@ -8,6 +8,7 @@ well, for which EDAC's own recipe has fifty.
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from offrl.datasets.minari import write_minari
 from offrl.datasets.offline import OfflineDataset
 from offrl.errors import DataError, RunError
 from offrl.experiment import DataConfig, Plan, plan, resume_run, start_run
-from offrl.files import cache_folder
+from offrl.files import cache_folder, sole_use
 from offrl.networks import Learners
 from offrl.training import Interrupted, choose_device
 
@@ -82,7 +83,10 @@ def attacker_for(
     folder = cache_folder() / "attackers" / f"{AGENT}-{attacker_hash(planned)}"
     if steps not in checkpoints.steps_in(folder / "checkpoints"):
         try:
-            if (folder / "config.json").exists():
+            if folder.exists() and not checkpoints.steps_in(folder / "checkpoints"):
+                with sole_use(folder):  # killed before there was anything to continue
+                    shutil.rmtree(folder)
+            if folder.exists():
                 resume_run(folder, dataset=dataset)
             else:
                 folder.parent.mkdir(parents=True, exist_ok=True)

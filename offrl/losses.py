@@ -100,7 +100,7 @@ def cloning_loss(
     """
     if isinstance(policy, Tensor):
         return action_distance(policy, goal)
-    loss: Tensor = -policy.log_prob(goal)  # type: ignore[no-untyped-call]
+    loss: Tensor = -policy.log_prob(goal)
     return loss
 
 

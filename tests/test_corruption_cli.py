@@ -1,8 +1,10 @@
 """`offrl data corrupt`: what it writes, the attacker that it trains, and what it refuses."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from offrl.datasets.corruption import Corruption, corrupt, masks_of
 from offrl.datasets.loading import load_dataset
 from offrl.datasets.minari import write_minari
 from offrl.datasets.offline import OfflineDataset
+from offrl.training import Interrupted
 
 WAYS = ["--time-limit", "keep"]  # the walk's terminals are at its length
 
@@ -105,6 +108,32 @@ def test_the_attacker_sees_what_its_agent_saw(folder: Path) -> None:
     torch.testing.assert_close(played, agent.mode(batch.obs) * 1.5 - 0.5)
     assert attacker.q(obs, action).shape == (10, 100)
     assert not any(p.requires_grad for p in agent.parameters())
+
+
+def test_a_training_that_was_stopped_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--mode", "adversarial", "--attacker-steps", "6", "--element", "actions"]
+    real = corrupt_cli.start_run
+
+    def stopped(planned: Any, where: Path) -> Any:
+        real(replace(planned, train=replace(planned.train, checkpoint_every=3)), where)
+        shutil.rmtree(where / "checkpoints" / "step-000000006")
+        raise Interrupted("stopped by SIGTERM at step 3; everything is saved. Continue with: x")
+
+    monkeypatch.setattr(corrupt_cli, "start_run", stopped)
+    assert run(folder, *asked) == 130
+    said = capsys.readouterr().err
+    assert "the attacker was stopped: stopped by SIGTERM at step 3; all of it is kept" in said
+    monkeypatch.setattr(corrupt_cli, "start_run", None)
+    assert run(folder, *asked) == 0
+    # One that was killed before its first checkpoint begins anew.
+    (home,) = (folder / "cache" / "attackers").iterdir()
+    shutil.rmtree(home / "checkpoints")
+    monkeypatch.setattr(corrupt_cli, "start_run", real)
+    assert run(folder, *asked, out="again") == 0
+    written = [load_dataset(folder / n, time_limit="keep") for n in ("dirty", "again")]
+    assert written[0].fingerprint == written[1].fingerprint
 
 
 def test_another_length_or_other_data_is_another_attacker(folder: Path) -> None:
