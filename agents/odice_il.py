@@ -1,10 +1,12 @@
-"""ODICE as imitation: one expert's trajectory, and mixed data whose rewards nobody knows.
+"""ODICE as imitation (ODICE-IL; Mao, Xu, Zhang and Zhan, ICLR 2024, arXiv:2402.00348).
+
+One expert's trajectory, and mixed data whose rewards nobody knows:
 
     c    = logistic D(s, a)
     L_D  = E_expert[ -log c ] + E_all[ -log(1 - c) ] + penalty E[ (|dD / d(s, a)| - 1)^2 ]
     r    = D(s, a),   which is log d_expert(s, a) / d_all(s, a) where L_D is least
     r   += gamma terminated D_end / (1 - gamma)
-    then ODICE (Mao et al., ICLR 2024, arXiv:2402.00348) on r: see the page of `odice`
+    then ODICE on r: see the page of `odice`
 
 Maximising the sum of r under a divergence from the data is matching the expert's visits: the
 reduction of SMODICE (arXiv:2202.02433) and DemoDICE (Kim et al., ICLR 2022). `expert` names a
@@ -91,7 +93,7 @@ class ODICEIL(Agent):
 
     config: ODICEILConfig
     config_class = ODICEILConfig
-    suits = "one expert's trajectory beside mixed data without rewards"
+    suits = "one expert's trajectory, no rewards"
     actor: GaussianActor
     expert_obs: Tensor
     expert_action: Tensor

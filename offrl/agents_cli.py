@@ -207,7 +207,7 @@ def _results(results: Mapping[str, Mapping[str, Any]], width: int) -> list[str]:
 def _value(value: Any) -> str:
     if isinstance(value, tuple):
         return " ".join(map(str, value)) or "()"
-    return str(value)
+    return str(value) or '""'
 
 
 def _table(rows: Sequence[Sequence[str]], width: int) -> list[str]:
