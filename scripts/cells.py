@@ -33,21 +33,27 @@ KEPT = ("step,name,value", "eval/", "validation/")  # of metrics.csv, which the 
 def cell_hash(record: Mapping[str, Any]) -> str:
     """Of what determines the numbers in a run's record: settings, data, versions that compute.
 
-    A setting that is off counts like one that the agent did not have yet, so that a new option
-    leaves finished cells finished; what a run writes, and how often, is left out.
+    A setting that is off, with those that begin with its name, counts like one that the agent did
+    not have yet, so that a new option leaves finished cells finished; what a run writes, and how
+    often, is left out.
     """
     train = {k: v for k, v in record["train"].items() if k not in WRITING}
     settings = [record["agent_config"], record["data"], train]
     text = json.dumps(
         {
             "agent": record["agent"],
-            "settings": [{k: v for k, v in s.items() if v not in OFF} for s in settings],
+            "settings": [_in_use(s) for s in settings],
             "dataset": [record["dataset"]["fingerprint"], record["env"]],
             "versions": {k: record["versions"][k] for k in ("torch", "mujoco", "gymnasium")},
         },
         sort_keys=True,
     )
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _in_use(settings: Mapping[str, Any]) -> dict[str, Any]:
+    off = tuple(f"{k}_" for k, v in settings.items() if v in OFF)
+    return {k: v for k, v in settings.items() if v not in OFF and not k.startswith(off)}
 
 
 def run_cell(planned: Plan, name: str) -> None:

@@ -26,8 +26,11 @@ def record(**changes: Any) -> dict[str, Any]:
 
 
 def test_an_option_that_is_off_leaves_a_cell_as_it_was() -> None:
-    new_option = record(agent_config={"beer": 0.0, "cocoa": False})
+    new_option = record(agent_config={"beer": 0.0, "cocoa": False, "cocoa_rank": 4})
     assert cell_hash(new_option) == cell_hash(record())
+    switched_on = record(agent_config={"beer": 0.0, "cocoa": True, "cocoa_rank": 4})
+    other_rank = record(agent_config={"beer": 0.0, "cocoa": True, "cocoa_rank": 8})
+    assert len({cell_hash(r) for r in (new_option, switched_on, other_rank)}) == 3
 
 
 @pytest.mark.parametrize("change", [{"log_every": 10}, {"keep_checkpoints": 5}])
