@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from offrl.evaluation import evaluate
 from offrl.experiment import Plan, learner_folders, resume_run, start_run
@@ -94,8 +95,8 @@ def run_cell(planned: Plan, name: str) -> None:
 
 def machine() -> str:
     """The class of machine, in words."""
-    cores = os.cpu_count()
-    return f"{cores} cores of a shared {platform.machine()} server, one thread, no GPU"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{os.cpu_count()} cores of a shared {platform.machine()} server, one thread, {gpu}"
 
 
 def _rate(folder: Path) -> float:
