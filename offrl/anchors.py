@@ -14,6 +14,10 @@ Departures from the authors' code. The forward model does not predict rewards, o
 make no use. Terminal transitions are left out, since the observation after one may not be
 recorded. The roll-outs' actions are those that the paper describes (the code's default leaves u at
 zero). The seeker sees its examples in a new order each epoch.
+
+On one processor core a model takes about 40 ms a batch of 256: thirty epochs of both on 200,000
+transitions are half an hour, shown by a bar, before the first update of the first run on them.
+What was learned is kept in the cache; `cocoa_epochs` bounds it, and a GPU takes minutes.
 """
 
 import hashlib
@@ -35,7 +39,7 @@ from tqdm import tqdm
 from offrl.dynamics import CHUNK, DynamicsConfig, GaussianEnsemble
 from offrl.errors import DataError
 from offrl.networks import MLP, Learners
-from offrl.optim import adam
+from offrl.optim import adam, move_rates
 from offrl.streams import Stream
 from offrl.types import Batch
 
@@ -164,17 +168,20 @@ def divergent_rollouts(
         drawn = generator.standard_normal(tuple(like.shape), dtype=np.float32)
         return torch.from_numpy(drawn).to(like.device)
 
-    chunks = rows.split(CHUNK)
-    for chunk in tqdm(chunks, "COCOA: reverse roll-outs", delay=2.0, leave=False):
-        here = end[chunk]
-        chosen = generator.integers(len(action), size=len(chunk))
-        direction = action[torch.from_numpy(chosen).to(end.device)]
-        for _ in range(STEPS):
-            taken = (DIRECTION * direction + SPREAD * normal(direction)).clamp(-1.0, 1.0)
-            elite = generator.integers(len(reverse.elites), size=len(chunk))
-            here = reverse.sample(here, taken, torch.from_numpy(elite).to(end.device), normal(here))
-            states.append(here)
-            actions.append(taken)
+    with _bar("COCOA: reverse roll-outs", "state", len(rows)) as bar:
+        for chunk in torch.split(rows, CHUNK):
+            here = end[chunk]
+            chosen = generator.integers(len(action), size=len(chunk))
+            direction = action[torch.from_numpy(chosen).to(end.device)]
+            for _ in range(STEPS):
+                taken = (DIRECTION * direction + SPREAD * normal(direction)).clamp(-1.0, 1.0)
+                elite = generator.integers(len(reverse.elites), size=len(chunk))
+                here = reverse.sample(
+                    here, taken, torch.from_numpy(elite).to(end.device), normal(here)
+                )
+                states.append(here)
+                actions.append(taken)
+            bar.update(len(chunk))
     return torch.cat(states), torch.cat(actions)
 
 
@@ -187,11 +194,12 @@ def fit_seeker(
     """
     seeker = _seeker(states.shape[-1], actions.shape[-1]).to(states.device)
     optimizer = adam(seeker.parameters(), SEEKER_LR)
+    move_rates([optimizer], states.device)
     before, still = float("inf"), 0
-    with tqdm(desc="COCOA: anchor seeker", unit="batch", delay=2.0, leave=False) as bar:
+    with _bar("COCOA: anchor seeker", "batch") as bar:
         for epoch in range(epochs):
             order = Stream(0, "cocoa/seeker").block(epoch).permutation(len(states))
-            batches = torch.from_numpy(order).to(states.device).split(SEEKER_BATCH)
+            batches = torch.split(torch.from_numpy(order).to(states.device), SEEKER_BATCH)
             total = torch.zeros((), device=states.device)
             for rows in batches:
                 loss = (torch.tanh(seeker(states[rows])) - actions[rows]).square().mean()
@@ -226,9 +234,10 @@ class AnchorTable:
         other = ~known
         todo = [(self.now, index, batch.obs), (self.then, index[other], batch.next_obs[other])]
         count = sum(len(rows) for _, rows, _ in todo)
-        with tqdm(total=count, desc="COCOA: anchors", unit="state", delay=2.0, leave=False) as bar:
+        with _bar("COCOA: anchors", "state", count) as bar:
             for table, rows, states in todo:
-                for at, state in zip(rows.split(CHUNK), states.split(CHUNK), strict=True):
+                parts = torch.split(rows, CHUNK), torch.split(states, CHUNK)
+                for at, state in zip(*parts, strict=True):
                     table[at] = anchors(state)
                     bar.update(len(at))
         self.then[index[known]] = self.now[index[known] + 1]
@@ -241,6 +250,10 @@ class AnchorTable:
             obs=torch.cat([batch.obs - now, now], -1),
             next_obs=torch.cat([batch.next_obs - then, then], -1),
         )
+
+
+def _bar(name: str, unit: str, total: int | None = None) -> "tqdm[None]":
+    return tqdm(desc=name, unit=unit, total=total, delay=2.0, mininterval=1.0, leave=False)
 
 
 def _seeker(obs_dim: int, act_dim: int) -> MLP:

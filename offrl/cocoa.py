@@ -73,7 +73,8 @@ class Bilinear(nn.Module):
         self, delta: Float[Tensor, "*lead inputs"], anchor: Float[Tensor, "*lead inputs"]
     ) -> Float[Tensor, "*all features"]:
         f, g = self.difference(delta), self.anchor(anchor)
-        return (f * g).unflatten(-1, (self.features, self.rank)).sum(-1)
+        h: Tensor = (f * g).unflatten(-1, (self.features, self.rank)).sum(-1)
+        return h
 
 
 class CompositionalTrunk(nn.Module):
@@ -174,7 +175,8 @@ def trunk_from_spec(spec: Mapping[str, Any]) -> AnchoredTrunk:
     """The policy's trunk, for one learner, that `spec()` described; without its weights."""
     hidden, elites = tuple(spec["model_hidden"]), spec["elites"]
     model = DynamicsConfig(elites, elites, hidden, weight_decay=(0.0,) * (len(hidden) + 1))
-    anchors = Anchors(*spec["sizes"], spec["horizon"], model)
+    obs_dim, act_dim = spec["sizes"]
+    anchors = Anchors(obs_dim, act_dim, spec["horizon"], model)
     return AnchoredTrunk(anchors, spec["inner"], spec["rank"], Learners())
 
 

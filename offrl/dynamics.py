@@ -30,7 +30,7 @@ from tqdm import tqdm
 from offrl.checks import check_intervals
 from offrl.errors import ConfigError, DataError
 from offrl.networks import Learners, Linear
-from offrl.optim import adam
+from offrl.optim import adam, move_rates
 from offrl.streams import Stream
 
 LOG_VAR_MIN, LOG_VAR_MAX = -10.0, 0.5  # where the learned bounds begin
@@ -150,11 +150,12 @@ class GaussianEnsemble(nn.Module):
         deviation = data.inputs.std(0, correction=0)
         self.std.copy_(torch.where(deviation < CONSTANT, torch.ones_like(deviation), deviation))
         optimizer = adam(self.parameters(), self.config.lr)
+        move_rates([optimizer], start.device)
         self.error.fill_(torch.inf)
         best = {n: p.detach().clone() for n, p in self.layers.named_parameters()}
         errors: list[float] = []
         waited = 0
-        with tqdm(desc=name, unit="batch", delay=2.0, leave=False) as bar:
+        with tqdm(desc=name, unit="batch", delay=2.0, mininterval=1.0, leave=False) as bar:
             while waited < self.config.patience and len(errors) < self.config.epochs:
                 for rows in data.epoch(len(errors)):
                     self._step(optimizer, data.inputs[rows], data.targets[rows])
@@ -201,9 +202,9 @@ class GaussianEnsemble(nn.Module):
     def _step(self, optimizer: torch.optim.Optimizer, x: Tensor, goal: Tensor) -> None:
         mean, log_var = self._outputs((x - self.mean) / self.std)
         fit = ((goal - mean).square() * (-log_var).exp() + log_var).mean((1, 2)).sum()
-        weights = [layer.weight for layer in self.layers]
+        weights = [w for name, w in self.layers.named_parameters() if name.endswith("weight")]
         pairs = zip(self.config.weight_decay, weights, strict=True)
-        decay = sum(0.5 * rate * w.square().sum() for rate, w in pairs)  # type: ignore[operator]
+        decay = torch.stack([0.5 * rate * w.square().sum() for rate, w in pairs]).sum()
         width = (self.log_var_max - self.log_var_min).sum()
         optimizer.zero_grad()
         loss = fit + decay + self.config.bound_weight * width
@@ -248,4 +249,5 @@ class _Split:
     def epoch(self, number: int) -> list[Tensor]:
         """Rows (member, batch) of each batch of this epoch, every draw of a member once."""
         order = Stream(self.seed, "dynamics/order").block(number).permuted(self.drawn, axis=1)
-        return list(torch.from_numpy(order).to(self.inputs.device).split(self.config.batch_size, 1))
+        rows = torch.from_numpy(order).to(self.inputs.device)
+        return list(torch.split(rows, self.config.batch_size, 1))

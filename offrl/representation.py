@@ -143,10 +143,10 @@ def representation_rank(
     sigma are the singular values of the feature matrix, in descending order; a matrix of zeros has
     rank 0. Source: Kumar et al., arXiv:2010.14498, section 3, with their threshold of 0.01.
     """
-    sigma = torch.linalg.svdvals(features)
+    sigma: Tensor = torch.linalg.svdvals(features)
     reached = sigma.cumsum(-1) >= (1.0 - ENERGY) * sigma.sum(-1, keepdim=True)
     rank = sigma.shape[-1] + 1 - reached.sum(-1)
-    return rank.to(features) * (sigma[..., 0] > 0)
+    return torch.where(sigma[..., 0] > 0, rank, 0).to(features)
 
 
 def _norm(x: Float[Tensor, "*lead features"]) -> Float[Tensor, "*lead"]:

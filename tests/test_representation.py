@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from problems import ACT, OBS, build, inputs, walk
+from problems import ACT, OBS, build, inputs, small_config, updates, walk
 from torch import Tensor
 
 from offrl.critics import Critic
@@ -181,3 +181,18 @@ def test_the_rank_by_hand(sigma: tuple[float, ...], rank: int) -> None:
     slack = 1.0 - 1e-9  # of rounding, where the threshold is met exactly
     values = torch.tensor(sigma, dtype=torch.float64) * torch.tensor([1.0, slack, slack])
     assert float(representation_rank(left @ values.diag() @ right)) == rank
+
+
+@pytest.mark.parametrize("name", ["td3_bc", "iql"])
+def test_agents_report_it_where_it_is_on_and_are_unchanged_where_it_is_off(name: str) -> None:
+    trained = {}
+    for beer in (0.0, 1e-12, 0.5):
+        agent, replay = build(name, walk(), config=small_config(name, beer=beer))
+        metrics = updates(agent, replay, 4)[-1] | agent.validate(inputs(agent, replay)[0])
+        reported = {"feature_cosine", "cosine_bound", "feature_rank"} & metrics.keys()
+        assert len(reported) == (3 if beer else 0)
+        trained[beer] = agent.state_dict()
+    for key, value in trained[0.0].items():
+        torch.testing.assert_close(trained[1e-12][key], value, rtol=0, atol=1e-6)
+    moved = "critic.trunk.net.0.weight"
+    assert not torch.equal(trained[0.5][moved], trained[0.0][moved])

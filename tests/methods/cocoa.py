@@ -143,6 +143,7 @@ FAULTS = [
         ("(f * g)", "(f + g)"),
         ("(self.features, self.rank)).sum(-1)", "(self.rank, self.features)).sum(-2)"),
         (".sum(-1)", ".mean(-1)"),
+        ("return h", "return -h"),
     ),
     *faults(
         "cocoa.CompositionalTrunk.forward",
