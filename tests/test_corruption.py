@@ -175,6 +175,27 @@ def test_the_attack_by_hand() -> None:
     np.testing.assert_allclose(moved[:, 1:], stay[:, 1:], rtol=1e-3, atol=1e-5)
 
 
+def test_the_attack_is_on_the_mean_of_the_critics_and_on_what_the_policy_would_do() -> None:
+    # Slopes -1 and 3 in s_1, whose mean goes up: down with s_1. And for dynamics the value of the
+    # action that the policy, s_1, would take there, not of the logged one.
+    class Opposed(Bowls):
+        def q(self, obs: Tensor, action: Tensor) -> Tensor:
+            return torch.tensor([[-1.0], [3.0]]) * obs[:, 0]
+
+    class Followed(Bowls):
+        def q(self, obs: Tensor, action: Tensor) -> Tensor:
+            return action[None, :, 0]
+
+    clean = walk(4, 10)
+    before = columns(clean)
+    for element, attacker in (("observations", Opposed()), ("dynamics", Followed())):
+        dirty = corrupt(clean, Corruption((element,), "adversarial", 1.0), attacker)
+        moved = (columns(dirty)[element] - before[element])[:, 0]
+        # Half of the starts are below zero, from where a hundred steps reach the end of the range.
+        lowest = -before[element].std(0, dtype=np.float64)[0]
+        assert np.isclose(moved, lowest, rtol=1e-3).mean() > 0.3 and moved.max() < 0.1
+
+
 def test_masks_and_noise_are_those_of_the_authors_generator() -> None:
     clean = data()
     numbers = np.random.RandomState(11)
