@@ -16,11 +16,11 @@ temperature w, the critics, the multiplier v, the target; each uses what was jus
 The recipes are those of the CORL library, the only ones with published scores on the v2 datasets;
 the authors ran v0 with alpha 5 or 10, 1e-4 for the policy and 40,000 steps of cloning, in which
 log pi(a|s) of the logged action stands for min Q in L_pi (`bc_steps`). From the paper differ, in
-both codes as here: squared errors without 1/2, so that alpha is half of what it says; actions of
-pi(s') beside those of pi(s); no division of the sum by 3n, which lowers tau by log 3n; no entropy
-in y. From the codes differ: layers' first numbers are uniform, not orthogonal; log pi is exact and
-log std in [-5, 2]; v ascends in its logarithm, and comes back from beyond 1e6, where theirs stays
-for good. With `cocoa` the networks see states as anchors and differences (offrl.cocoa).
+both codes as here: squared errors without 1/2, so that alpha is twice the paper's at the same
+effect; actions of pi(s') beside those of pi(s); no division of the sum by 3n, so that gap and tau
+are larger by T log 3n. From the codes differ: first weights are uniform, not orthogonal; log pi is
+exact, log std in [-5, 2]; v ascends in its logarithm, and comes back from beyond 1e6, where theirs
+stays for good. With `cocoa` the networks see states as anchors and differences (offrl.cocoa).
 """
 
 import math
@@ -31,6 +31,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from offrl.actors import SquashedGaussianActor
 from offrl.agent import Agent
 from offrl.checks import check_intervals
 from offrl.cocoa import CocoaConfig, Composition
@@ -106,6 +107,8 @@ class CQL(Agent):
 
     config: CQLConfig
     config_class = CQLConfig
+    actor: SquashedGaussianActor
+    cloning: Tensor  # 1 while the policy is cloned, else 0
     suits = "dense rewards, any quality"
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "locomotion": {"alpha": 10.0, "actor_lr": 3e-5, "normalize_obs": True},

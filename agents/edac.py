@@ -27,6 +27,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from offrl.actors import SquashedGaussianActor
 from offrl.agent import Agent
 from offrl.checks import check_intervals
 from offrl.datasets.offline import Spec
@@ -65,6 +66,7 @@ class EDAC(Agent):
 
     config: EDACConfig
     config_class = EDACConfig
+    actor: SquashedGaussianActor
     suits = "dense rewards, wide coverage"
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "halfcheetah": {"ensemble": 10, "eta": 1.0},

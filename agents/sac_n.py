@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from offrl.actors import SquashedGaussianActor
 from offrl.agent import Agent
 from offrl.checks import check_intervals
 from offrl.datasets.offline import Spec
@@ -58,6 +59,7 @@ class SACN(Agent):
 
     config: SACNConfig
     config_class = SACNConfig
+    actor: SquashedGaussianActor
     suits = "dense rewards, wide coverage"
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "halfcheetah": {"ensemble": 10},

@@ -53,7 +53,8 @@ def ensemble_diversity(
     The sum over pairs is |sum_i g_i|^2 - sum_i |g_i|^2, which costs N products rather than N^2.
     Source: EDAC (arXiv:2110.01548, eq. 4 and algorithm 1).
     """
-    direction = slope / (torch.linalg.vector_norm(slope, dim=-1, keepdim=True) + 1e-10)
+    length: Tensor = torch.linalg.vector_norm(slope, dim=-1, keepdim=True)
+    direction = slope / (length + 1e-10)
     pairs = direction.sum(0).square().sum(-1) - direction.square().sum((0, -1))
     return pairs / (len(slope) - 1)
 

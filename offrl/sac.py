@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from offrl.actors import SquashedGaussianActor
 from offrl.checks import check_intervals
 from offrl.cocoa import CocoaConfig, policy_trunk, value_trunk
-from offrl.critics import Critic
+from offrl.critics import Critic, StateActionTrunk
 from offrl.losses import td_loss, td_target
 from offrl.multipliers import Multiplier
 from offrl.networks import Init, Learners
@@ -126,7 +126,8 @@ def entropy_cost(
     agent: Soft, log_prob: Float[Tensor, "*seed batch"]
 ) -> Float[Tensor, "*seed batch"]:
     """w log pi, for which w is a constant."""
-    return agent.temperature().detach().unsqueeze(-1) * log_prob
+    weight: Tensor = agent.temperature().detach()
+    return weight.unsqueeze(-1) * log_prob
 
 
 @torch.no_grad()
@@ -161,7 +162,7 @@ def values_of_many(
     """Q of n actions for each observation, in one pass over n batch rows."""
     repeated = obs.unsqueeze(-3).expand(*actions.shape[:-1], -1)
     q: Tensor = critic(repeated.flatten(-3, -2), actions.flatten(-3, -2))
-    return q.unflatten(-1, (actions.shape[-3], -1))
+    return q.reshape(*q.shape[:-1], actions.shape[-3], -1)
 
 
 def value_and_slope(
@@ -174,6 +175,7 @@ def value_and_slope(
     Each member gets a copy of the action of its own, so that one pass back gives every slope. It
     needs the default trunk, whose members take inputs of their own.
     """
+    assert isinstance(critic.trunk, StateActionTrunk)
     members = critic.head.weight.shape[0]
     own = action.detach().expand(members, *action.shape).requires_grad_()
     together = torch.cat([obs.expand(members, *obs.shape), own], -1)

@@ -212,8 +212,8 @@ FAULTS = [
         EVERY,
         ("obs.unsqueeze(-3)", "-obs.unsqueeze(-3)"),
         (
-            "q.unflatten(-1, (actions.shape[-3], -1))",
-            "q.unflatten(-1, (-1, actions.shape[-3])).transpose(-1, -2)",
+            "q.reshape(*q.shape[:-1], actions.shape[-3], -1)",
+            "q.reshape(*q.shape[:-1], -1, actions.shape[-3]).transpose(-1, -2)",
         ),
         ("actions.flatten(-3, -2)", "actions.transpose(-3, -2).flatten(-3, -2)"),
         ("repeated.flatten(-3, -2)", "repeated.transpose(-3, -2).flatten(-3, -2)"),

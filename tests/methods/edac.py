@@ -61,7 +61,8 @@ FAULTS = [
     *faults(
         "regularizers.ensemble_diversity",
         EVERY,
-        ("slope / (", "slope * 1.0 + 0.0 * ("),
+        ("torch.linalg.vector_norm(slope, dim=-1, keepdim=True)", "torch.ones_like(slope)"),
+        ("slope / (length + 1e-10)", "slope / length.detach()"),
         ("direction.sum(0).square()", "direction.sum(0).abs()"),
         (".sum(-1) - direction", ".mean(-1) - direction"),
         ("- direction.square().sum((0, -1))", ""),
@@ -76,6 +77,7 @@ FAULTS = [
     *faults(
         "sac.value_and_slope",
         EVERY,
+        ("StateActionTrunk", "Critic"),
         ("critic.head.weight.shape[0]", "1"),
         ("action.detach().expand", "(0 * action).expand"),
         (".squeeze(-1)", ".squeeze(-1).flip(0)"),
