@@ -20,7 +20,11 @@ both codes as here: squared errors without 1/2, so that alpha is twice the paper
 effect; actions of pi(s') beside those of pi(s); no division of the sum by 3n, so that gap and tau
 are larger by T log 3n. From the codes differ: first weights are uniform, not orthogonal; log pi is
 exact, log std in [-5, 2]; v ascends in its logarithm, and comes back from beyond 1e6, where theirs
-stays for good. With `cocoa` the networks see states as anchors and differences (offrl.cocoa).
+stays for good.
+
+With `cocoa` the networks see states as anchors and differences (offrl.cocoa). At that paper's size
+f and g end in 8,192 units, for each of 31 actions a state: that takes a GPU, or a smaller
+`cocoa_rank`.
 """
 
 import math
