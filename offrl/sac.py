@@ -175,7 +175,7 @@ def value_and_slope(
     Each member gets a copy of the action of its own, so that one pass back gives every slope. It
     needs the default trunk, whose members take inputs of their own.
     """
-    assert isinstance(critic.trunk, StateActionTrunk)
+    assert isinstance(critic.trunk, StateActionTrunk), "slopes need the default trunk"
     members = critic.head.weight.shape[0]
     own = action.detach().expand(members, *action.shape).requires_grad_()
     together = torch.cat([obs.expand(members, *obs.shape), own], -1)

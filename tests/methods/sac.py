@@ -112,6 +112,7 @@ FAULTS = [
         EVERY,
         (".detach()", ""),
         ("agent.temperature()", "agent.temperature.log"),
+        ("weight.unsqueeze(-1) * log_prob", "weight.unsqueeze(-1) + log_prob"),
     ),
     *faults(
         "sac.soft_target",
