@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.special import ndtri
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
@@ -52,7 +53,15 @@ class Learners:
     def uniform(self, bound: float, shape: Sequence[int], ensemble: Sequence[int] = ()) -> Tensor:
         """U(-bound, bound), of shape (*ensemble, *seed, *shape); each learner from its stream."""
         draws = [g.uniform(-bound, bound, (*ensemble, *shape)) for g in self._generators]
-        stacked = np.stack(draws, axis=len(ensemble)) if self.shape else draws[0]
+        return self._stack(draws, len(ensemble))
+
+    def normal(self, std: float, shape: Sequence[int], ensemble: Sequence[int] = ()) -> Tensor:
+        """N(0, std^2), of shape (*ensemble, *seed, *shape); each learner from its stream."""
+        draws = [std * g.standard_normal((*ensemble, *shape)) for g in self._generators]
+        return self._stack(draws, len(ensemble))
+
+    def _stack(self, draws: Sequence[NDArray[np.float64]], axis: int) -> Tensor:
+        stacked = np.stack(draws, axis=axis) if self.shape else draws[0]
         return torch.from_numpy(stacked.astype(np.float32))
 
 

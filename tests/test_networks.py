@@ -113,6 +113,14 @@ def test_first_weights_come_from_the_seeds_stream() -> None:
     assert layer.weight.detach().numpy().tobytes() == expected.tobytes()
 
 
+def test_normal_first_numbers_come_from_the_same_stream() -> None:
+    drawn = Learners((5,)).normal(0.5, (9, 2))
+    expected = (0.5 * Stream(5, "init").block(0).standard_normal((9, 2))).astype("float32")
+    assert drawn.numpy().tobytes() == expected.tobytes()
+    stacked = Learners((4, 5)).normal(0.5, (9, 2), (1,))
+    assert stacked.shape == (1, 2, 9, 2) and torch.equal(stacked[0, 1], drawn)
+
+
 def test_first_weights_are_spread_as_torchs_own() -> None:
     ours, theirs = Linear(100, 400, Learners((0,))), nn.Linear(100, 400)
     for mine, other in ((ours.weight, theirs.weight), (ours.bias, theirs.bias)):
