@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from offrl.datasets.offline import OfflineDataset, Spec
 from offrl.envs import make
+from offrl.envs.goals import FlattenKeys, flattened
 from offrl.envs.references import reference_for
 from offrl.errors import DataError
 
@@ -53,11 +54,16 @@ def latest(episodes: Sequence[Mapping[str, Any]], capacity: int) -> Sequence[Map
 
 
 def spec_of(env: gymnasium.Env[Any, Any]) -> Spec:
-    """The bounds of an environment of vectors. Raises DataError for other spaces."""
+    """The bounds of an environment of vectors, or of dictionaries of them, which are laid out.
+
+    Raises DataError for other spaces.
+    """
+    env = flattened(env)
+    keys = dict(env.obs_keys) if isinstance(env, FlattenKeys) else None
     low_high = []
     for space, what in ((env.observation_space, "observations"), (env.action_space, "actions")):
         if not isinstance(space, Box) or len(space.shape) != 1:
             raise DataError(f"{what} are {space}; data is collected where they are a vector (Box)")
         low_high += [np.asarray(bound, np.float64).tolist() for bound in (space.low, space.high)]
     obs_low, obs_high, action_low, action_high = map(tuple, low_high)
-    return Spec(obs_low, obs_high, action_low, action_high)
+    return Spec(obs_low, obs_high, action_low, action_high, obs_keys=keys)

@@ -49,6 +49,21 @@ class FlattenKeys(gymnasium.ObservationWrapper[NDArray[np.float32], Any, Any]):
         return flatten(observation, self.obs_keys)
 
 
+def flattened(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """An environment of dictionaries as one of vectors, keys in the space's order; others as is.
+
+    Raises ConfigError where an entry of the dictionary is not a box.
+    """
+    if not isinstance(env.observation_space, gymnasium.spaces.Dict):
+        return env
+    sizes = {
+        key: int(np.prod(box.shape or 1)) for key, box in _parts(env.observation_space).items()
+    }
+    ends = np.cumsum(list(sizes.values())).tolist()
+    keys = {key: (end - n, end) for (key, n), end in zip(sizes.items(), ends, strict=True)}
+    return FlattenKeys(env, keys)
+
+
 def _parts(space: gymnasium.Space[Any], key: str = "") -> dict[str, gymnasium.Space[Any]]:
     """The spaces of a nested dictionary by key, `a/b` for entry `b` of entry `a`."""
     if not isinstance(space, gymnasium.spaces.Dict):

@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 
 from offrl.datasets.offline import Spec
-from offrl.envs import adroit
+from offrl.envs import adroit, tasks
 from offrl.envs.goals import FlattenKeys
 from offrl.envs.layout import ObsKeys
 from offrl.errors import ConfigError, MissingDependencyError, near
@@ -29,7 +29,7 @@ def make(env: str | Callable[..., Env], *, obs_keys: ObsKeys | None = None, **kw
     `kwargs` go to `gymnasium.make` or to the function. `obs_keys`, from a dataset's spec, lays
     dictionary observations out as the dataset's vector. AdroitHandDoor-v1, Hammer-v1 and
     Relocate-v1 are given D4RL's reward, and door D4RL's 300 steps (`max_episode_steps` changes
-    them): see `offrl.envs.adroit`.
+    them): see `offrl.envs.adroit`. Ids that begin with `offrl/` are those of `offrl.envs.tasks`.
 
     Raises ConfigError for an unknown id, or where something other than an environment comes
     back; MissingDependencyError where the id needs gymnasium-robotics.
@@ -41,6 +41,9 @@ def make(env: str | Callable[..., Env], *, obs_keys: ObsKeys | None = None, **kw
 
 
 def _from_id(env_id: str, kwargs: dict[str, Any]) -> Env:
+    if env_id.startswith(tasks.NAMESPACE):
+        tasks.register(env_id)
+        return _gymnasium_make(env_id, tasks.arguments(env_id, kwargs))
     if ":" not in env_id and env_id not in gymnasium.registry:
         _register_robotics(env_id)
     if env_id in adroit.TASKS:
