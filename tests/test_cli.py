@@ -61,7 +61,7 @@ REFUSED = {
     "no file": (["--dataset", "nosuch.hdf5"], "nosuch.hdf5 does not exist"),
     "dataset": (["--dataset", "hoper-medium-v2"], "did you mean 'hopper-medium-v2'"),
     "the package's own folder": (["--dataset", ".."], "not a Minari dataset"),
-    "agent": (["--agent", "iqll"], "there is no agent 'iqll', did you mean 'iql'?"),
+    "agent": (["--agent", "iqll"], "there is no agent 'iqll', did you mean 'iql'"),
     "no class": (["--agent", "os:path"], "os:path is not a subclass of offrl.Agent"),
     "no module": (["--agent", "nosuch:X"], "No module named 'nosuch'"),
     "half a name": (["--agent", ":X"], "cannot be imported"),

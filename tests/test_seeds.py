@@ -39,8 +39,10 @@ def test_parameters_agree_after_100_updates(name: str) -> None:
         updates(alone, own, 100)
         mine = {key: e.of(k) for key, e in checkpoints.agent_entries(stacked).items()}
         for key, entry in checkpoints.agent_entries(alone).items():
+            # Means of squared gradients may be large; parameters are not.
+            rtol = 1e-9 if key.endswith("exp_avg_sq") else 0.0
             torch.testing.assert_close(
-                mine[key], entry.of(0), rtol=0, atol=1e-9, msg=lambda m, key=key: f"{key}: {m}"
+                mine[key], entry.of(0), rtol=rtol, atol=1e-9, msg=lambda m, key=key: f"{key}: {m}"
             )
 
 
