@@ -1,0 +1,197 @@
+"""Attention over tokens: causal and cross, padded, and one token at a time.
+
+    attention(q, k, v) = softmax(q k' / sqrt(d) + mask) v          for each head of d features
+    block(x): x <- x + A(LN x);  [x <- x + C(LN x, memory);]  x <- x + W2 act(W1 LN x)
+
+Blocks normalise before they act, as minGPT's do. Networks of attention train one learner at a time
+(`Agent.stacked = False`) and are plain torch modules; who builds them calls `redraw`.
+
+There is no dropout. Torch's own draws from a hidden generator, so that a resumed run would not
+end with the same bits; drawn from outside, as this library does elsewhere, the published kinds (on
+attention weights, on hidden layers and on every branch) would want some hundred thousand normal
+numbers for each sample of a batch.
+
+Source: attention is all you need (arXiv:1706.03762); pre-normalised as in GPT-2.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import gelu, relu, scaled_dot_product_attention
+
+from offrl.errors import ConfigError
+
+Activation = Literal["gelu", "relu"]
+ACTIVATIONS = {"gelu": gelu, "relu": relu}
+
+
+class KeyValue(NamedTuple):
+    """What tokens offer to those that look at them."""
+
+    key: Float[Tensor, "batch heads tokens head"]
+    value: Float[Tensor, "batch heads tokens head"]
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens so far, in every layer, with room for `capacity` of them.
+
+    `length` counts the tokens of each row; rows may differ, and a row is begun anew by setting
+    its length to 0.
+    """
+
+    key: Float[Tensor, "layers batch heads capacity head"]
+    value: Float[Tensor, "layers batch heads capacity head"]
+    length: Int[Tensor, " batch"]
+
+
+def visible(
+    allowed: Bool[Tensor, "queries keys"], real: Float[Tensor, "batch keys"] | None
+) -> Bool[Tensor, "#batch 1 queries keys"]:
+    """Which key each query sees: where it is allowed and the key is real (1), not padding (0)."""
+    seen = allowed[None, None]
+    return seen if real is None else seen & (real > 0)[:, None, None, :]
+
+
+def causal(tokens: int, device: torch.device) -> Bool[Tensor, "tokens tokens"]:
+    """A token sees itself and those before it."""
+    return torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
+
+
+class Attention(nn.Module):
+    """Heads of attention, projected back. Raises ConfigError where they do not fit the width."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if heads < 1 or width % heads:
+            raise ConfigError(f"a width of {width} cannot be divided among {heads} heads")
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def offer(self, x: Float[Tensor, "batch tokens width"]) -> KeyValue:
+        return KeyValue(self._split(self.key(x)), self._split(self.value(x)))
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch queries width"],
+        offered: KeyValue,
+        seen: Bool[Tensor, "#batch 1 queries keys"] | None,
+    ) -> Float[Tensor, "batch queries width"]:
+        query = self._split(self.query(x))
+        found = scaled_dot_product_attention(query, offered.key, offered.value, attn_mask=seen)
+        y: Tensor = self.out(found.transpose(1, 2).flatten(2))
+        return y
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class Block(nn.Module):
+    """Self-attention, attention to a memory where `cross`, and two layers, each added to x."""
+
+    def __init__(
+        self, width: int, heads: int, cross: bool = False, activation: Activation = "gelu"
+    ) -> None:
+        super().__init__()
+        self.act = ACTIVATIONS[activation]
+        self.norm, self.attention = nn.LayerNorm(width), Attention(width, heads)
+        self.cross_norm = nn.LayerNorm(width) if cross else None
+        self.cross = Attention(width, heads) if cross else None
+        self.last_norm = nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch tokens width"],
+        seen: Bool[Tensor, "#batch 1 tokens tokens"] | None,
+        memory: KeyValue | None = None,
+        memory_seen: Bool[Tensor, "#batch 1 tokens keys"] | None = None,
+    ) -> Float[Tensor, "batch tokens width"]:
+        normed = self.norm(x)
+        x = x + self.attention(normed, self.attention.offer(normed), seen)
+        if self.cross is not None and self.cross_norm is not None and memory is not None:
+            x = x + self.cross(self.cross_norm(x), memory, memory_seen)
+        return self._last(x)
+
+    def step(
+        self,
+        x: Float[Tensor, "batch new width"],
+        past: KeyValue,
+        place: Int[Tensor, "batch new"],
+        seen: Bool[Tensor, "batch 1 new capacity"],
+    ) -> tuple[Float[Tensor, "batch new width"], KeyValue]:
+        """New tokens alone, their keys and values put at `place` among those of the past."""
+        normed = self.norm(x)
+        offered = KeyValue(
+            *(
+                old.scatter(2, place[:, None, :, None].expand_as(new), new)
+                for old, new in zip(past, self.attention.offer(normed), strict=True)
+            )
+        )
+        x = x + self.attention(normed, offered, seen)
+        return self._last(x), offered
+
+    def _last(self, x: Tensor) -> Tensor:
+        return x + self.down(self.act(self.up(self.last_norm(x))))
+
+
+class GPT(nn.Module):
+    """Causal blocks over tokens that are embedded already, and a LayerNorm.
+
+    Positions and what tokens stand for are the caller's: several kinds may alternate in time.
+    A padded token is seen by none but itself, so that every row of the softmax has an entry.
+    """
+
+    def __init__(
+        self, width: int, layers: int, heads: int, activation: Activation = "gelu"
+    ) -> None:
+        super().__init__()
+        self.width, self.heads = width, heads
+        self.blocks = nn.ModuleList(
+            Block(width, heads, activation=activation) for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch tokens width"],
+        real: Float[Tensor, "batch tokens"] | None = None,
+    ) -> Float[Tensor, "batch tokens width"]:
+        seen = visible(causal(x.shape[1], x.device), real)
+        if real is not None:
+            seen = seen | torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+        for block in self.blocks:
+            x = block(x, seen)
+        y: Tensor = self.norm(x)
+        return y
+
+    def empty(self, batch: int, capacity: int) -> Cache:
+        """A cache without tokens, where the parameters are and of their type."""
+        weight = self.norm.weight
+        shape = (len(self.blocks), batch, self.heads, capacity, self.width // self.heads)
+        room = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
+        return Cache(room, room, torch.zeros(batch, dtype=torch.long, device=weight.device))
+
+    def step(
+        self, x: Float[Tensor, "batch new width"], cache: Cache
+    ) -> tuple[Float[Tensor, "batch new width"], Cache]:
+        """Outputs for tokens that follow those in the cache, and the cache with them in it.
+
+        The past is not computed again: the cost grows with the new tokens, not with their square.
+        The cache that was given stays as it is. More tokens than its capacity are an IndexError.
+        """
+        capacity = cache.key.shape[3]
+        ahead = torch.arange(x.shape[1], device=x.device)
+        place = cache.length[:, None] + ahead
+        seen = torch.arange(capacity, device=x.device) <= place[:, None, :, None]
+        offers = []
+        for i, block in enumerate(self.blocks):
+            x, offered = block.step(x, KeyValue(cache.key[i], cache.value[i]), place, seen)
+            offers.append(offered)
+        keys, values = (torch.stack(part) for part in zip(*offers, strict=True))
+        y: Tensor = self.norm(x)
+        return y, Cache(keys, values, cache.length + x.shape[1])
