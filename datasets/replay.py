@@ -8,17 +8,20 @@ The raw rows stay as they are; every map is applied to the gathered batch, so me
 the dataset.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
-from offrl.datasets.offline import OfflineDataset
+from offrl.datasets.offline import F64, OfflineDataset
 from offrl.errors import DataError
 from offrl.streams import BLOCK, Stream
-from offrl.types import Batch
+from offrl.types import Batch, Sample
 
 STD_EPS = 1e-3  # added to the deviation of each component (TD3+BC, section 5)
 RETURN_RANGE = 1000.0  # best return minus worst return after scaling (IQL, appendix A)
@@ -66,6 +69,21 @@ class Replay:
             index=row,
         )
 
+    def draw(
+        self, generator: np.random.Generator, shape: tuple[int, ...]
+    ) -> dict[str, NDArray[Any]]:
+        """What this view leaves to chance in samples of this shape, by name: nothing here."""
+        return {}
+
+    def sample(
+        self, row: Int[Tensor, "*lead batch"], drawn: Mapping[str, Tensor] | None = None
+    ) -> Sample:
+        """What an update is given for these rows; `drawn` is from `draw`, on the device.
+
+        Without it, as for held-out data, the sample is the same each time.
+        """
+        return self.batch(row)
+
 
 def transitions(
     dataset: OfflineDataset,
@@ -97,20 +115,26 @@ def transitions(
         returns = dataset.returns()
         spread = float(returns.max() - returns.min())
         reward_scale *= RETURN_RANGE / spread if spread > 0 else 1.0
-    low, high = (np.array(x) for x in (dataset.spec.action_low, dataset.spec.action_high))
+    middle, half = action_maps(dataset)
     return Replay(
         rows=torch.from_numpy(dataset.rows),
         index=torch.from_numpy(dataset.transition_rows()),
         obs_mean=torch.tensor(mean, dtype=torch.float32),
         obs_std=torch.tensor(std, dtype=torch.float32),
-        action_mid=torch.tensor((high + low) / 2, dtype=torch.float32),
-        action_half=torch.tensor((high - low) / 2, dtype=torch.float32),
+        action_mid=torch.tensor(middle, dtype=torch.float32),
+        action_half=torch.tensor(half, dtype=torch.float32),
         reward_scale=reward_scale,
         reward_shift=reward_shift,
         fingerprint=f"{dataset.fingerprint}/{normalize_obs}/{reward_scale!r}/{reward_shift!r}"
         + ("/with next" if normalize_obs and normalize_with_next else ""),
         next_obs=None if dataset.next_obs is None else torch.from_numpy(dataset.next_obs),
     )
+
+
+def action_maps(dataset: OfflineDataset) -> tuple[F64, F64]:
+    """The middle of each action's bounds, and half the distance between them."""
+    low, high = (np.array(x) for x in (dataset.spec.action_low, dataset.spec.action_high))
+    return (high + low) / 2, (high - low) / 2
 
 
 class Sampler:

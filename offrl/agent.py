@@ -20,7 +20,7 @@ from offrl.networks import Learners, learner_view, seed_axes
 from offrl.optim import parameters_of
 from offrl.policy import Policy
 from offrl.representation import measured_representation
-from offrl.types import Batch, Metrics, Noise
+from offrl.types import Metrics, Noise
 
 Objective = Callable[..., tuple[Tensor, Metrics]]
 # Gradients, one sequence per loss, and the axis of each parameter along which learners are stacked.
@@ -80,14 +80,15 @@ class Agent(nn.Module, ABC):
         """Set what depends on the step, such as a learning rate, before update `step`."""
 
     @abstractmethod
-    def update(self, batch: Batch, noise: Noise, phase: int) -> Metrics:
+    def update(self, batch: Any, noise: Noise, phase: int) -> Metrics:
         """One gradient step on every objective; returns one value per learner, on the device.
 
+        `batch` is of the type that the view makes, and an agent names it: `Batch` for transitions.
         `phase` counts updates modulo `period`, so that each phase is one compiled graph.
         """
 
-    def validate(self, batch: Batch) -> Metrics:
-        """Measures on held-out transitions, one value per learner; no gradient is taken."""
+    def validate(self, batch: Any) -> Metrics:
+        """Measures on held-out data, one value per learner; no gradient is taken."""
         error = action_error(self.mode(batch.obs), batch.action).mean(-1)
         return {"action_error": error, **measured_representation(self, batch)}
 

@@ -1,6 +1,7 @@
 """Batches and noise for each update, drawn in blocks, the same on every device.
 
-What update t receives is a function of the seed and of t, so the feed has no state to save.
+What update t receives is a function of the seed and of t, so the feed has no state to save. What
+kind of batch it is, and what chance decides in it beside its rows, is the view's affair.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,12 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offrl.datasets.replay import Replay, Sampler
-from offrl.streams import BLOCK, NoiseStream
-from offrl.types import Batch, Noise
+from offrl.streams import BLOCK, NoiseStream, Stream
+from offrl.types import Noise
 
 
 class Feed:
-    """`at(step)` gives the batch and the noise of an update, for one learner or a stack."""
+    """`at(step)` gives the batch and the noise of an update, for one learner or a stack.
+
+    The batch is of the type that the view makes: `Batch` for transitions.
+    """
 
     def __init__(
         self,
@@ -29,12 +33,14 @@ class Feed:
     ) -> None:
         self._replay = replay
         self._samplers = [Sampler(seed, len(replay), batch_size) for seed in seeds]
+        self._chance = [Stream(seed, "view") for seed in seeds]
+        self._batch_size = batch_size
         self._noise = [NoiseStream(seed, dict(noise_shapes)) for seed in seeds]
         self._block = -1
-        self._batches: list[Batch] = []
+        self._batches: list[Any] = []
         self._noises: list[Noise] = []
 
-    def at(self, step: int) -> tuple[Batch, Noise]:
+    def at(self, step: int) -> tuple[Any, Noise]:
         block, place = divmod(step, BLOCK)
         if block != self._block:
             self._draw(block)
@@ -43,13 +49,18 @@ class Feed:
     def _draw(self, block: int) -> None:
         device, dtype = self._replay.rows.device, self._replay.rows.dtype
         places = _stack([s.block(block) for s in self._samplers]).to(device)
-        batch = self._replay.batch(self._replay.index[places])
-        columns = {f.name: getattr(batch, f.name).unbind(0) for f in fields(Batch)}
-        self._batches = [Batch(**{k: v[i] for k, v in columns.items()}) for i in range(BLOCK)]
+        shape = (BLOCK, self._batch_size)
+        chances = [self._replay.draw(stream.block(block), shape) for stream in self._chance]
+        drawn = {name: _stack([c[name] for c in chances]).to(device) for name in chances[0]}
+        batch = self._replay.sample(self._replay.index[places], drawn)
+        columns = {f.name: getattr(batch, f.name).unbind(0) for f in fields(batch)}
+        kind = type(batch)
+        self._batches = [kind(**{k: v[i] for k, v in columns.items()}) for i in range(BLOCK)]
 
-        drawn = [stream.block(block) for stream in self._noise]
+        normals = [stream.block(block) for stream in self._noise]
         noise = {
-            name: _stack([d[name] for d in drawn]).to(device, dtype).unbind(0) for name in drawn[0]
+            name: _stack([n[name] for n in normals]).to(device, dtype).unbind(0)
+            for name in normals[0]
         }
         self._noises = [{k: v[i] for k, v in noise.items()} for i in range(BLOCK)]
         self._block = block

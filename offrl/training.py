@@ -277,7 +277,7 @@ class Trainer:
         rows, seeds = self.validation.index, self.agent.learners.shape
         totals: dict[str, Tensor] = {}
         for chunk in torch.split(rows, VALIDATION_CHUNK):
-            batch = self.validation.batch(chunk.expand(*seeds, -1))
+            batch = self.validation.sample(chunk.expand(*seeds, -1))
             for name, value in self.agent.validate(batch).items():
                 weighted = value * (len(chunk) / len(rows))
                 totals[name] = totals[name] + weighted if name in totals else weighted
@@ -289,7 +289,7 @@ class Trainer:
         if self.validation is None or not self.best_by.startswith("validation/"):
             return
         rows = self.validation.index[:1].expand(*self.agent.learners.shape, -1)
-        measured = [f"validation/{n}" for n in self.agent.validate(self.validation.batch(rows))]
+        measured = [f"validation/{n}" for n in self.agent.validate(self.validation.sample(rows))]
         if self.best_by not in measured:
             raise ConfigError(
                 f"best_by is {self.best_by!r}, which {type(self.agent).__name__} does not measure"
@@ -420,6 +420,8 @@ def _mapped_like(view: Replay, train: Replay) -> Replay:
         view,
         obs_mean=train.obs_mean,
         obs_std=train.obs_std,
+        action_mid=train.action_mid,
+        action_half=train.action_half,
         reward_scale=train.reward_scale,
         reward_shift=train.reward_shift,
     )

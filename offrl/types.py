@@ -5,6 +5,7 @@ one, and the same code serves both, because every mean runs over the batch axis 
 """
 
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -13,9 +14,25 @@ from torch import Tensor
 Metrics = dict[str, Tensor]
 Noise = dict[str, Tensor]
 
+S = TypeVar("S", bound="Sample")
+
 
 @dataclass(frozen=True)
-class Batch:
+class Sample:
+    """What an update is given: named tensors, among them `index`, rows of the view."""
+
+    def to(self: S, where: torch.device | str | torch.dtype) -> S:
+        """The same on another device or in another float type; indices stay integers."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in moved.items():
+            if name == "index" and isinstance(where, torch.dtype):
+                continue
+            moved[name] = value.to(where)
+        return type(self)(**moved)
+
+
+@dataclass(frozen=True)
+class Batch(Sample):
     """One minibatch of transitions.
 
     `mask` is 1 - terminated: a time-limit truncation keeps it at one. `next_action` is the logged
@@ -32,11 +49,61 @@ class Batch:
     next_action: Float[Tensor, "*seed batch act"]
     index: Int[Tensor, "*seed batch"]
 
-    def to(self, where: torch.device | str | torch.dtype) -> "Batch":
-        """The same batch on another device or in another float type; indices stay integers."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name, value in moved.items():
-            if name == "index" and isinstance(where, torch.dtype):
-                continue
-            moved[name] = value.to(where)
-        return Batch(**moved)
+
+@dataclass(frozen=True)
+class WindowBatch(Sample):
+    """One minibatch of windows: what was seen up to now, and what was done around now.
+
+    The observations are the first entries of the window, the last of them is that of now; the
+    actions begin with the first observation too, so `past` of them were taken before now.
+    `real` is 1 where the entry is a recorded step and 0 where it stands for one before the
+    episode's first or after its last. `index` is the row of now.
+    """
+
+    obs: Float[Tensor, "*seed batch history obs"]
+    action: Float[Tensor, "*seed batch horizon act"]
+    real: Float[Tensor, "*seed batch horizon"]
+    index: Int[Tensor, "*seed batch"]
+
+    @property
+    def past(self) -> int:
+        """How many actions of the window were taken before now: history - 1."""
+        return self.obs.shape[-2] - 1
+
+    @property
+    def past_action(self) -> Float[Tensor, "*seed batch past act"]:
+        """The actions before now, oldest first."""
+        return self.action[..., : self.past, :]
+
+    @property
+    def future_action(self) -> Float[Tensor, "*seed batch ahead act"]:
+        """The action of now and those after it."""
+        return self.action[..., self.past :, :]
+
+
+@dataclass(frozen=True)
+class GoalBatch(WindowBatch):
+    """Windows with a goal from the future of the same episode: consecutive observations of it.
+
+    `goal_real` is 0, and the goal zero, where it was dropped or where the episode has none.
+    """
+
+    goal: Float[Tensor, "*seed batch times goal"]
+    goal_real: Float[Tensor, "*seed batch"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a policy that plans knows when it does, for n episodes side by side.
+
+    Observations and goals are normalised, actions in [-1, 1], oldest first; `past_action` is what
+    was executed. `obs_real` and `past_real` are 0 where the episode had not begun, and `goal_real`
+    where there is no goal.
+    """
+
+    obs: Float[Tensor, "n history obs"]
+    obs_real: Float[Tensor, "n history"]
+    past_action: Float[Tensor, "n past act"]
+    past_real: Float[Tensor, "n past"]
+    goal: Float[Tensor, "n times goal"]
+    goal_real: Float[Tensor, " n"]
