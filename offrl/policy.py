@@ -1,20 +1,30 @@
-"""The policy that training evaluates, saves and hands over: what is scored is what is deployed."""
+"""The policy that training evaluates, saves and hands over: what is scored is what is deployed.
 
+`Policy` acts on the observation alone. `PlanPolicy` remembers some, plans several actions and
+carries them out one by one, towards a goal if it knows goals.
+"""
+
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from offrl import policy_format
 from offrl.actors import actor_from_spec
 from offrl.datasets.offline import Spec
-from offrl.errors import ConfigError, RunError
-from offrl.policy_base import F32, BasePolicy
+from offrl.datasets.windows import goal_parts
+from offrl.envs.layout import numbers
+from offrl.errors import ConfigError, DataError, RunError
+from offrl.execution import Execution, PlanState, due, next_action, real_of, remembered
+from offrl.policy_base import F32, BasePolicy, Observation, Slots
 from offrl.policy_format import PolicyFile
+from offrl.types import Context, Noise
 
 
 @runtime_checkable
@@ -38,6 +48,9 @@ class Policy(BasePolicy):
     actor lacks a method, or the sizes of its spec are not those of the dataset's.
     """
 
+    _kind: type = Actor  # of network that it holds, and the names of its methods
+    _methods = "mode, sample and spec"
+
     def __init__(
         self,
         actor: nn.Module,
@@ -46,24 +59,25 @@ class Policy(BasePolicy):
         obs_std: ArrayLike | Tensor | None = None,
         provenance: Mapping[str, Any] | None = None,
         seed: int = 0,
+        action_range: tuple[ArrayLike, ArrayLike] | None = None,
     ) -> None:
-        super().__init__(spec, _array(obs_mean), _array(obs_std), provenance, seed)
-        if not isinstance(actor, Actor):
+        super().__init__(spec, _array(obs_mean), _array(obs_std), provenance, seed, action_range)
+        if not isinstance(actor, self._kind):
             raise ConfigError(
-                f"{type(actor).__name__} cannot be a policy's actor: it needs the methods mode, "
-                "sample and spec"
+                f"{type(actor).__name__} cannot be a policy's actor: it needs the methods "
+                f"{self._methods}"
             )
-        described = actor.spec()
+        described = cast(Any, actor).spec()
         for name, size in (("obs_dim", self.obs_dim), ("act_dim", self.act_dim)):
             if described.get(name, size) != size:
                 raise ConfigError(
                     f"the actor's {name} is {described[name]}, and the dataset's is {size}"
                 )
-        self.actor = actor
+        self.actor: Any = actor
 
     @torch.no_grad()
     def _forward(self, obs: F32, noise: F32 | None) -> F32:
-        like = next(cast(nn.Module, self.actor).parameters())
+        like = next(self.actor.parameters())
         x = torch.from_numpy(obs).to(like)
         u = (
             self.actor.mode(x)
@@ -78,12 +92,214 @@ class Policy(BasePolicy):
 
         Raises RunError where something stands there already; `overwrite` replaces a policy.
         """
-        state = cast(nn.Module, self.actor).state_dict()
+        policy_format.write(path, self._file(), overwrite)
+
+    def _file(self) -> PolicyFile:
+        state = self.actor.state_dict()
         weights = {k: v.detach().to("cpu").contiguous().numpy() for k, v in state.items()}
-        saved = PolicyFile(
+        return PolicyFile(
             self.actor.spec(), self.spec, self.obs_mean, self.obs_std, weights, self.provenance
         )
-        policy_format.write(path, saved, overwrite)
+
+
+@runtime_checkable
+class Planner(Protocol):
+    """A network that a `PlanPolicy` can hold: any `nn.Module` with these methods.
+
+    `plan` gives actions (n, horizon, act) in [-1, 1], the first for the time of the first
+    observation of the context. `noise` names the standard normal numbers that one plan takes, with
+    their shapes; `plan` is given them as tensors (n, *shape). `spec` as for an `Actor`.
+    """
+
+    def plan(self, context: Context, noise: Noise) -> Tensor: ...
+    def noise(self) -> dict[str, tuple[int, ...]]: ...
+    def spec(self) -> dict[str, Any]: ...
+
+
+class PlanPolicy(Policy):
+    """A policy with a memory: it plans several actions and carries them out (`Execution`).
+
+    Plans are drawn with numbers that depend on `seed`, the episode and the step, whether actions
+    are to be deterministic or not: an episode is the same whenever it is played again. The network
+    always sees all slots, also those whose plan is not yet carried out, so that what it answers
+    for one does not depend on how far the others are, not even in the last bit.
+
+    `action_range` are the environment's actions that -1 and 1 stand for, the spec's bounds unless
+    given. A goal has the units of observations; it is given to `start` or `restart`, or read from
+    the observation where that has a desired goal. Raises ConfigError for discrete actions.
+    """
+
+    _kind = Planner
+    _methods = "plan, noise and spec"
+
+    def __init__(
+        self,
+        actor: nn.Module,
+        spec: Spec,
+        obs_mean: ArrayLike | Tensor | None = None,
+        obs_std: ArrayLike | Tensor | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        action_range: tuple[ArrayLike, ArrayLike] | None = None,
+        *,
+        execution: Execution,
+    ) -> None:
+        super().__init__(actor, spec, obs_mean, obs_std, provenance, seed, action_range)
+        if spec.action_kind != "box":
+            raise ConfigError(f"a plan is of continuous actions; these are {spec.action_kind}")
+        self.execution = execution
+        self._noise_size = sum(math.prod(shape) for shape in self.actor.noise().values())
+        self._achieved, desired = goal_parts(spec)
+        self._desired = desired if execution.goal else None
+
+    def start(self, n: int, goal: Any = None, target_return: float | None = None) -> PlanState:
+        """The state of n episodes, numbered 0 to n - 1, before their first action.
+
+        `goal` is (goal,) or (times, goal) for all, or (n, times, goal). Raises ConfigError for a
+        target return, and for a goal where the policy knows none.
+        """
+        if target_return is not None:
+            raise ConfigError("this policy takes no target return")
+        e, size = self.execution, self.obs_mean[self._achieved].size
+        zeros = np.zeros((n, e.goal, size), np.float32)
+        return PlanState(
+            episode=np.arange(n, dtype=np.int64),
+            step=np.zeros(n, np.int64),
+            obs=np.zeros((n, e.history, self.obs_dim), np.float32),
+            past=np.zeros((n, e.history - 1, self.act_dim), np.float32),
+            plans=np.zeros((n, e.kept, e.ahead, self.act_dim), np.float32),
+            goal=zeros if goal is None else self._goal(goal, n),
+            goal_real=np.full(n, goal is not None, np.float32),
+        )
+
+    def restart(
+        self,
+        state: Slots,
+        slots: Sequence[int],
+        episodes: Sequence[int] | None = None,
+        goal: Any = None,
+    ) -> PlanState:
+        """The state in which `slots` begin new episodes, with these numbers or the next free.
+
+        Nothing is left of their old episodes but the goal, unless there is a new one, of a shape
+        as in `start` for n = len(slots).
+        """
+        fresh = super().restart(self._own(state), slots, episodes)
+        chosen = list(slots)
+        arrays = {n: getattr(fresh, n).copy() for n in ("obs", "past", "plans")}
+        for array in arrays.values():
+            array[chosen] = 0.0
+        if goal is not None:
+            arrays |= {n: getattr(fresh, n).copy() for n in ("goal", "goal_real")}
+            arrays["goal"][chosen] = self._goal(goal, len(chosen))
+            arrays["goal_real"][chosen] = 1.0
+        return replace(self._own(fresh), **arrays)
+
+    def act(
+        self,
+        obs: Observation,
+        state: Slots,
+        reward: ArrayLike | None = None,
+        deterministic: bool = True,
+    ) -> tuple[NDArray[Any], PlanState]:
+        """Actions (n, act) for observations (n, obs), one per slot, and the state that follows."""
+        x, _ = self._observation(obs, batched=True)
+        state, e = self._own(state), self.execution
+        if len(x) != len(state.step):
+            raise DataError(f"{len(x)} observations for {len(state.step)} slots; give one each")
+        state, goal = self._seen(x, state)
+        plans, asked = state.plans, due(state.step, e)
+        if asked.any():
+            noise = np.zeros((len(x), self._noise_size), np.float32)
+            for k in np.flatnonzero(asked):
+                noise[k] = self._draw(int(state.episode[k]), int(state.step[k]))
+            made = self._plan(state, goal, noise)
+            newest = np.concatenate([plans[:, 1:], made[:, None, e.history - 1 :]], 1)
+            plans = np.where(asked[:, None, None, None], newest, plans)
+        action = self._to_units(next_action(plans, state.step, e))
+        past = np.concatenate([state.past, self._from_units(action)[:, None]], 1)[:, 1:]
+        return action, replace(state, past=past, plans=plans, step=state.step + 1)
+
+    def _forward(self, obs: F32, noise: F32 | None) -> F32:
+        """The first action of episodes that begin with these observations."""
+        if noise is None:
+            noise = np.tile(self._draw(-1, 0), (len(obs), 1))
+        state, goal = self._seen(obs, self.start(len(obs)))
+        made = self._plan(state, goal, noise)
+        first: F32 = made[:, self.execution.history - 1]
+        return first
+
+    @torch.no_grad()
+    def _plan(self, state: PlanState, goal: tuple[F32, F32], noise: F32) -> F32:
+        e, like = self.execution, next(self.actor.parameters())
+
+        def there(array: F32) -> Tensor:
+            return torch.from_numpy(array).to(like)
+
+        context = Context(
+            obs=there(state.obs),
+            obs_real=there(real_of(state.step + 1, e.history)),
+            past_action=there(state.past),
+            past_real=there(real_of(state.step, e.history - 1)),
+            goal=there(goal[0]),
+            goal_real=there(goal[1]),
+        )
+        shapes = self.actor.noise()
+        ends = np.cumsum([math.prod(shape) for shape in shapes.values()])[:-1]
+        parts = zip(shapes.items(), np.split(noise, ends, axis=1), strict=True) if shapes else ()
+        normals = {name: there(part.reshape(-1, *shape)) for (name, shape), part in parts}
+        u = self.actor.plan(context, normals)
+        expected = (len(noise), e.horizon, self.act_dim)
+        if u.shape != expected:
+            raise ConfigError(
+                f"{type(self.actor).__name__} plans actions {tuple(u.shape)}, but the policy's "
+                f"execution asks for {expected}"
+            )
+        made: F32 = u.to("cpu", torch.float32).numpy()
+        return made
+
+    def _seen(self, x: F32, state: PlanState) -> tuple[PlanState, tuple[F32, F32]]:
+        """The state that remembers x, and the goals: given ones first, else what x asks for."""
+        goal = state.goal, state.goal_real
+        if self._desired is not None:
+            asked = x[:, None, self._desired].repeat(self.execution.goal, 1)
+            given = state.goal_real[:, None, None] > 0
+            goal = np.where(given, state.goal, asked), np.ones_like(state.goal_real)
+            x = x.copy()
+            x[:, self._desired] = 0.0
+        return replace(state, obs=remembered(x, state, self.execution.pad)), goal
+
+    def _goal(self, goal: ArrayLike, n: int) -> F32:
+        """Normalised goals (n, times, goal)."""
+        if not self.execution.goal:
+            raise ConfigError("this policy was trained without goals: it takes none")
+        mean, std = self.obs_mean[self._achieved], self.obs_std[self._achieved]
+        raw, shape = numbers("the goal", goal), (n, self.execution.goal, mean.size)
+        if raw.shape not in (shape[2:], shape[1:], shape) or not np.isfinite(raw).all():
+            raise DataError(
+                f"the goal has shape {raw.shape}; expected finite numbers of shape {shape[2:]}, "
+                f"{shape[1:]} or {shape}"
+            )
+        scaled: F32 = ((np.broadcast_to(raw, shape) - mean) / std).astype(np.float32)
+        return scaled
+
+    def _from_units(self, action: NDArray[Any]) -> F32:
+        """In [-1, 1], of actions as they were executed; 0 where the range is a single number."""
+        middle, half = 0.5 * (self._most + self._least), 0.5 * (self._most - self._least)
+        u = np.divide(action - middle, half, out=np.zeros_like(action), where=half > 0)
+        return np.asarray(u, np.float32)
+
+    def _own(self, state: Slots) -> PlanState:
+        if not isinstance(state, PlanState):
+            raise DataError("the state is not that of a policy that plans; begin with start()")
+        return state
+
+    def _file(self) -> PolicyFile:
+        return replace(
+            super()._file(),
+            execution=self.execution.to_json(),
+            action_range=(self._least.tolist(), self._most.tolist()),
+        )
 
 
 def load_policy(
@@ -117,7 +333,14 @@ def load_policy(
     # Assigned rather than copied, so that the policy keeps the precision it was trained in.
     network.load_state_dict(state, assign=True)
     network.eval().requires_grad_(False).to(device)
-    return Policy(network, saved.spec, saved.obs_mean, saved.obs_std, saved.provenance, seed)
+    held = network, saved.spec, saved.obs_mean, saved.obs_std, saved.provenance, seed
+    if saved.execution is None:
+        return Policy(*held)
+    try:
+        execution = Execution.from_json(saved.execution)
+    except (TypeError, ConfigError) as e:
+        raise RunError(f"{saved.path}: the entry 'execution' is damaged: {e}") from e
+    return PlanPolicy(*held, saved.action_range, execution=execution)
 
 
 def _network(saved: PolicyFile, actor: nn.Module | type[nn.Module] | None) -> nn.Module:

@@ -37,7 +37,8 @@ class BasePolicy(ABC):
     """A policy in the environment's own units: `predict` for one call, `act` for episodes.
 
     x = (obs - mean) / std;  action = low + (u + 1) (high - low) / 2 with u in [-1, 1] from the
-    network; for a discrete action space, action = argmax u.
+    network; for a discrete action space, action = argmax u. `low` and `high` are the bounds of the
+    spec unless an `action_range` is given, and actions always stay within those bounds.
 
     Actions are deterministic unless asked otherwise. Random ones depend on `seed`, the number of
     the episode and the step within it, so that an episode is the same whatever is played
@@ -51,6 +52,7 @@ class BasePolicy(ABC):
         obs_std: ArrayLike | None = None,
         provenance: Mapping[str, Any] | None = None,
         seed: int = 0,
+        action_range: tuple[ArrayLike, ArrayLike] | None = None,
     ) -> None:
         self.spec = spec
         self.provenance = dict(provenance or {})
@@ -63,7 +65,11 @@ class BasePolicy(ABC):
             raise ConfigError(f"obs_std[{i}] is {self.obs_std[i]}; it must be positive")
         self._low = np.asarray(spec.action_low, np.float32)
         self._high = np.asarray(spec.action_high, np.float32)
-        if spec.action_kind == "box" and not np.isfinite([self._low, self._high]).all():
+        self._noise_size = self.act_dim  # standard normals that an action takes
+        if action_range is None:
+            action_range = self._low, self._high
+        self._least, self._most = (np.asarray(x, np.float32) for x in action_range)
+        if spec.action_kind == "box" and not np.isfinite([self._least, self._most]).all():
             raise ConfigError(
                 "the dataset's action bounds are not finite, so actions in [-1, 1] cannot be "
                 "mapped to them; give the bounds in the dataset's spec"
@@ -128,7 +134,8 @@ class BasePolicy(ABC):
         x, batched = self._observation(obs)
         noise = None
         if not deterministic:
-            noise = self._predictions.standard_normal((len(x), self.act_dim), dtype=np.float32)
+            shape = len(x), self._noise_size
+            noise = self._predictions.standard_normal(shape, dtype=np.float32)
         action = self._to_units(self._forward(x, noise))
         return action if batched else np.asarray(action[0])
 
@@ -141,7 +148,7 @@ class BasePolicy(ABC):
         # Block 0 belongs to `predict`; an episode has the stream's numbers from its own block on.
         generator = self._noise.block(episode + 1)
         generator.bit_generator.advance(step * _ADVANCE)  # type: ignore[attr-defined]
-        return generator.standard_normal(self.act_dim, dtype=np.float32)
+        return generator.standard_normal(self._noise_size, dtype=np.float32)
 
     def _moment(self, name: str, value: ArrayLike | None, default: float) -> F32:
         if value is None:
@@ -190,7 +197,7 @@ class BasePolicy(ABC):
             )
         if self.spec.action_kind == "discrete":
             return np.asarray(np.argmax(action, -1))
-        scaled = self._low + (action + 1.0) * (0.5 * (self._high - self._low))
+        scaled = self._least + (action + 1.0) * (0.5 * (self._most - self._least))
         clipped: F32 = np.clip(scaled, self._low, self._high)
         return clipped.astype(np.float32)
 

@@ -1,6 +1,7 @@
 """The files of a policy: `policy.json` says what it is, `policy.safetensors` holds its numbers.
 
-    policy/policy.json          format, version, actor, spec, provenance, sha256 of the other file
+    policy/policy.json          format, version, actor, spec, provenance, sha256 of the other file;
+                                of one that plans: execution, action_range
     policy/policy.safetensors   obs_mean, obs_std, actor/<parameter>
 
 Bounds that are infinite are null in the JSON. Reading needs neither torch nor an agent's code.
@@ -33,7 +34,11 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class PolicyFile:
-    """What the two files hold. `actor` is the network's own spec, a dictionary with a `type`."""
+    """What the two files hold. `actor` is the network's own spec, a dictionary with a `type`.
+
+    `execution` is that of a policy that plans (`offrl.execution`), and `action_range` the actions
+    of the environment that -1 and 1 stand for in it.
+    """
 
     actor: Mapping[str, Any]
     spec: Spec
@@ -42,6 +47,8 @@ class PolicyFile:
     weights: Arrays
     provenance: Mapping[str, Any]
     path: Path | None = None
+    execution: Mapping[str, Any] | None = None
+    action_range: tuple[list[float], list[float]] | None = None
 
 
 def find(path: str | os.PathLike[str]) -> Path:
@@ -106,6 +113,7 @@ def read(path: str | os.PathLike[str]) -> PolicyFile:
             weights=weights,
             provenance=header["provenance"],
             path=where,
+            **_plan(header),
         )
     except KeyError as e:
         raise RunError(f"{where}: entry {e} is missing; the policy is damaged") from e
@@ -137,6 +145,8 @@ def write(path: str | os.PathLike[str], policy: PolicyFile, overwrite: bool = Fa
         "provenance": dict(policy.provenance),
         "weights_sha256": hashlib.sha256(raw).hexdigest(),
     }
+    if policy.execution is not None:
+        header |= {"execution": dict(policy.execution), "action_range": policy.action_range}
     text = json.dumps(header, indent=2, allow_nan=False) + "\n"
     fresh, old = (target.parent / f".{target.name}.{kind}.tmp" for kind in ("new", "old"))
     try:
@@ -156,6 +166,13 @@ def write(path: str | os.PathLike[str], policy: PolicyFile, overwrite: bool = Fa
             os.rename(old, target)
         shutil.rmtree(fresh, ignore_errors=True)
         raise RunError(f"{target}: the policy cannot be written: {e}") from e
+
+
+def _plan(header: Mapping[str, Any]) -> dict[str, Any]:
+    if "execution" not in header:
+        return {}
+    low, high = ([float(x) for x in bound] for bound in header["action_range"])
+    return {"execution": dict(header["execution"]), "action_range": (low, high)}
 
 
 def _write_through(path: Path, content: bytes) -> None:

@@ -27,6 +27,12 @@ class RuntimePolicy(BasePolicy):
     def __init__(self, saved: PolicyFile, seed: int = 0) -> None:
         super().__init__(saved.spec, saved.obs_mean, saved.obs_std, saved.provenance, seed)
         kind = saved.actor.get("type")
+        if saved.execution is not None:
+            raise ConfigError(
+                f"{saved.path}: the policy plans {saved.execution.get('horizon')} actions ahead "
+                f"(actor {kind!r}), which offrl.runtime does not do; load it with "
+                "offrl.load_policy, which needs torch"
+            )
         if kind not in ACTORS:
             raise ConfigError(
                 f"{saved.path}: the actor is of type {kind!r}, and offrl.runtime has "
