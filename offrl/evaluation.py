@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from offrl.datasets.offline import Reference, Spec
 from offrl.envs.goals import FlattenKeys
 from offrl.envs.making import Env, make, spaces_match
+from offrl.envs.outcomes import Outcome
 from offrl.envs.references import reference_for
 from offrl.errors import ConfigError, RunError
-from offrl.statistics import Interval, t_interval
+from offrl.statistics import Interval, mode_coverage, t_interval, wilson_interval
 from offrl.streams import Stream
 
 SLOTS = 10
@@ -43,7 +44,11 @@ class StatefulPolicy(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Undiscounted return and length in steps of each episode, in the order of the starts."""
+    """Undiscounted return and length in steps of each episode, in the order of the starts.
+
+    Where the environment says so (`offrl.envs.outcomes`), also whether each episode succeeded and
+    which of several ways it took.
+    """
 
     returns: NDArray[np.float64]  # (episodes,)
     lengths: NDArray[np.int64]  # (episodes,)
@@ -51,6 +56,9 @@ class Evaluation:
     env_id: str
     seed: int
     reference: Reference | None = None
+    success: NDArray[np.bool_] | None = None  # (episodes,) at any step
+    modes: NDArray[np.int64] | None = None  # (episodes,) the way taken, -1 for none
+    ways: int | None = None  # how many there are
 
     @property
     def mean(self) -> float:
@@ -79,6 +87,30 @@ class Evaluation:
         low, high = self.reference.score(np.array([self.ci95.low, self.ci95.high]))
         return Interval(float(low), float(high))
 
+    @property
+    def success_rate(self) -> float | None:
+        """Share of the episodes that succeeded."""
+        return None if self.success is None else float(self.success.mean())
+
+    @property
+    def success_ci95(self) -> Interval | None:
+        """Wilson's 95 % interval of the probability of success."""
+        if self.success is None:
+            return None
+        return wilson_interval(int(self.success.sum()), len(self.success))
+
+    @property
+    def mode_coverage(self) -> float | None:
+        """Entropy of the ways of the episodes that succeeded, 0 to 1 (`mode_coverage`)."""
+        taken = self._ways_of_success()
+        return None if taken is None or self.ways is None else mode_coverage(taken, self.ways)
+
+    def _ways_of_success(self) -> NDArray[np.int64] | None:
+        if self.modes is None or self.ways is None:
+            return None
+        successful = True if self.success is None else self.success
+        return self.modes[successful & (self.modes >= 0)]
+
     def to_json(self) -> dict[str, Any]:
         """Every number, for a file: only JSON's own types."""
 
@@ -96,10 +128,15 @@ class Evaluation:
             "score": self.score,
             "score_ci95": bounds(self.score_ci95),
             "reference": ref and {"min": ref.min, "max": ref.max, "source": ref.source},
+            "success_rate": self.success_rate,
+            "success_ci95": bounds(self.success_ci95),
+            "mode_coverage": self.mode_coverage,
             "length": float(self.lengths.mean()),
             "returns": self.returns.tolist(),
             "lengths": self.lengths.tolist(),
             "starts": self.starts.tolist(),
+            "success": None if self.success is None else self.success.tolist(),
+            "modes": None if self.modes is None else self.modes.tolist(),
         }
 
     def __str__(self) -> str:
@@ -118,6 +155,16 @@ class Evaluation:
                 f"  score   {self.score:.1f}{within(self.score_ci95)}",
                 f"          (0 is a return of {low:.1f}, 100 of {high:.1f}: {source})",
             ]
+        if self.success is not None and (rate := self.success_ci95) is not None:
+            percent = Interval(100 * rate.low, 100 * rate.high)
+            lines.append(
+                f"  success {100 * self.success.mean():.1f} % ({int(self.success.sum())} of {n})"
+                f"{within(percent)}"
+            )
+        taken = self._ways_of_success()
+        if taken is not None and self.ways is not None:
+            counts = ", ".join(map(str, np.bincount(taken, minlength=self.ways)))
+            lines.append(f"  modes   coverage {self.mode_coverage:.2f} (episodes by way: {counts})")
         lines.append(f"  length  {self.lengths.mean():.1f} steps")
         return "\n".join(lines)
 
@@ -163,7 +210,7 @@ def evaluate(
             turns = [
                 ({k: list(range(k, episodes, width)) for k in range(count)}, dict(enumerate(envs)))
             ]
-        results: dict[int, tuple[float, int]] = {}
+        results: dict[int, _Played] = {}
         for queues, places in turns:
             results |= _play(driver, places, queues, starts)
         env_id = _name(env, envs[0])
@@ -173,13 +220,20 @@ def evaluate(
                 made.close()
     if reference is None and isinstance(env, str):
         reference = reference_for(env)
+    played = [results[i] for i in range(episodes)]
+    outcomes = [p.outcome for p in played]
+    success = [o.success for o in outcomes if o.success is not None]
+    modes = [o.mode for o in outcomes if o.mode is not None]
     return Evaluation(
-        np.array([results[i][0] for i in range(episodes)], np.float64),
-        np.array([results[i][1] for i in range(episodes)], np.int64),
+        np.array([p.total for p in played], np.float64),
+        np.array([p.steps for p in played], np.int64),
         np.array(starts, np.int64),
         env_id,
         seed,
         reference,
+        np.array(success, np.bool_) if len(success) == episodes else None,
+        np.array(modes, np.int64) if len(modes) == episodes else None,
+        outcomes[0].modes,
     )
 
 
@@ -202,24 +256,33 @@ def _name(env: str | Callable[[], Env] | Env, made: Env) -> str:
     return made.spec.id if made.spec else type(made.unwrapped).__name__
 
 
+@dataclass(frozen=True)
+class _Played:
+    total: float
+    steps: int
+    outcome: Outcome
+
+
 def _play(
     driver: "_Stateful | _Stateless",
     envs: dict[int, Env],
     queues: dict[int, list[int]],
     starts: Sequence[int],
-) -> dict[int, tuple[float, int]]:
-    """(return, length) of each episode in `queues`, which slot k plays in `envs[k]`."""
-    results: dict[int, tuple[float, int]] = {}
+) -> dict[int, _Played]:
+    """What each episode in `queues` gave, which slot k plays in `envs[k]`."""
+    results: dict[int, _Played] = {}
     current: dict[int, int] = {}
     observations: dict[int, Any] = {}
     rewards: dict[int, float] = {}
     total: dict[int, float] = {}
     steps: dict[int, int] = {}
+    outcomes: dict[int, Outcome] = {}
 
     def begin(slot: int) -> None:
         episode = current[slot] = queues[slot].pop(0)
         observations[slot], _ = envs[slot].reset(seed=starts[episode])
         rewards[slot], total[slot], steps[slot] = 0.0, 0.0, 0
+        outcomes[slot] = Outcome()
         driver.begin(slot, episode)
 
     queues = {slot: list(queue) for slot, queue in queues.items()}
@@ -228,8 +291,9 @@ def _play(
     while observations:
         actions = driver.actions(observations, rewards)
         for slot, action in actions.items():
-            obs, reward, terminated, truncated, _ = envs[slot].step(action)
+            obs, reward, terminated, truncated, info = envs[slot].step(action)
             observations[slot], rewards[slot] = obs, float(reward)
+            outcomes[slot] = outcomes[slot].after(info)
             total[slot] += rewards[slot]
             steps[slot] += 1
             if not np.isfinite(rewards[slot]):
@@ -238,7 +302,7 @@ def _play(
                     f"{current[slot]} (seed {starts[current[slot]]})"
                 )
             if terminated or truncated:
-                results[current[slot]] = total[slot], steps[slot]
+                results[current[slot]] = _Played(total[slot], steps[slot], outcomes[slot])
                 if queues[slot]:
                     begin(slot)
                 else:

@@ -178,12 +178,14 @@ def _together(group: list[tuple[Target, "Evaluation"]]) -> dict[str, Any]:
     means = [result.mean for _, result in group]
     interval = t_interval(means)
     scores = [result.score for _, result in group if result.score is not None]
+    rates = [result.success_rate for _, result in group if result.success_rate is not None]
     return {
         "learners": len(group),
         "mean": float(np.mean(means)),
         "ci95": interval and [interval.low, interval.high],
         "iqm": float(iqm(means)),
         "score": float(np.mean(scores)) if len(scores) == len(group) else None,
+        "success_rate": float(np.mean(rates)) if len(rates) == len(group) else None,
     }
 
 
@@ -226,6 +228,8 @@ def _as_text(runs: list[str], results: Results) -> str:
                 f"{low:.1f} to {high:.1f}   interquartile mean {together['iqm']:.1f}",
             ]
             lines += [] if score is None else [f"    score   {score:.1f}"]
+            rate = together["success_rate"]
+            lines += [] if rate is None else [f"    success {100 * rate:.1f} %"]
             lines.append("")
     difference = _difference(results)
     if difference is not None:

@@ -63,6 +63,44 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> Interval | None:
     return Interval(centre - half, centre + half, level)
 
 
+def wilson_interval(successes: int, trials: int, level: float = 0.95) -> Interval:
+    """Wilson's score interval of a probability, from `successes` among independent `trials`.
+
+        (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
+
+    with p the share seen and z the normal quantile. Unlike p -+ z s / sqrt(n) it stays within
+    [0, 1] and has a width where all trials succeed or all fail: 20 of 20 gives 0.84 to 1.
+    Raises DataError where there is no trial, or more successes than trials.
+    Source: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", 1927.
+    """
+    if not 0 <= successes <= trials or trials == 0:
+        raise DataError(f"{successes} successes of {trials} trials have no interval")
+    z = float(special.ndtri(0.5 + level / 2))
+    p, share = successes / trials, z * z / trials
+    half = z * (p * (1 - p) / trials + share / (4 * trials)) ** 0.5
+    low, high = (p + share / 2 - half) / (1 + share), (p + share / 2 + half) / (1 + share)
+    return Interval(max(0.0, low), min(1.0, high), level)
+
+
+def mode_coverage(modes: ArrayLike, ways: int) -> float:
+    """Entropy of the ways that were taken, in units of log `ways`: 1 where all are equally common.
+
+        H = - sum_k p_k log p_k / log ways,   p_k the share of episodes with mode k
+
+    0 where one way alone was taken, or none was. Raises DataError for fewer than two ways, and for
+    a mode that is not one of them.
+    Source: the behaviour entropy of Jia et al., "Towards Diverse Behaviors: A Benchmark for
+    Imitation Learning with Human Demonstrations", 2024, without its condition on the start.
+    """
+    taken = np.asarray(modes, np.int64).ravel()
+    if ways < 2:
+        raise DataError(f"{ways} ways have no coverage; there must be two at least")
+    if taken.size and not (0 <= taken.min() and taken.max() < ways):
+        raise DataError(f"modes from {taken.min()} to {taken.max()} are not among {ways} ways")
+    share = np.bincount(taken, minlength=ways) / max(taken.size, 1)
+    return float(special.entr(share).sum() / np.log(ways))
+
+
 def paired_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> tuple[float, Interval]:
     """Mean of a - b over common starts, and its interval.
 

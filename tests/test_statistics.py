@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 
 from offrl.errors import DataError
-from offrl.statistics import iqm, mean, paired_difference, stratified_bootstrap, t_interval
+from offrl.statistics import (
+    iqm,
+    mean,
+    mode_coverage,
+    paired_difference,
+    stratified_bootstrap,
+    t_interval,
+    wilson_interval,
+)
 
 
 def test_iqm_drops_a_quarter_at_each_end() -> None:
@@ -80,3 +88,29 @@ def test_nothing_and_not_a_number_are_refused(values: list[float]) -> None:
             function(values)
     with pytest.raises(DataError):
         stratified_bootstrap([values])
+
+
+def test_wilsons_interval_by_hand() -> None:
+    # z = 1.959964, z^2 = 3.841459: 20 of 20 has the lower end n / (n + z^2).
+    all_of_them = wilson_interval(20, 20)
+    assert all_of_them.low == pytest.approx(20 / 23.841459) and all_of_them.high == 1.0
+    none = wilson_interval(0, 20)
+    assert (none.low, none.high) == (0.0, pytest.approx(1 - 20 / 23.841459))
+    # The ends are where |p - share| = z sqrt(p (1 - p) / n).
+    half = wilson_interval(7, 10)
+    for end in (half.low, half.high):
+        assert abs(end - 0.7) == pytest.approx(1.959964 * (end * (1 - end) / 10) ** 0.5, rel=1e-6)
+    for successes, trials in ((0, 0), (3, 2), (-1, 2)):
+        with pytest.raises(DataError, match="have no interval"):
+            wilson_interval(successes, trials)
+
+
+def test_coverage_of_modes_by_hand() -> None:
+    assert mode_coverage([0, 1, 1, 0], 2) == pytest.approx(1.0)
+    assert mode_coverage([1, 1], 2) == 0.0 == mode_coverage([], 2)
+    assert mode_coverage([0, 1], 4) == pytest.approx(0.5)  # one bit of two
+    assert mode_coverage([0, 0, 0, 1], 2) == pytest.approx(0.811278, abs=1e-6)
+    with pytest.raises(DataError, match="not among 2 ways"):
+        mode_coverage([0, 2], 2)
+    with pytest.raises(DataError, match="two at least"):
+        mode_coverage([0], 1)
