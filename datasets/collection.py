@@ -1,4 +1,4 @@
-"""`offrl data collect`: a dataset from soft actor-critic, or from any saved policy.
+"""`offrl data collect`: a dataset from soft actor-critic, a saved policy, or a demonstrator.
 
 Finished episodes are kept in OUT.staging beside the target, so that a collection that was killed
 goes on where it was when the same command is given again. The target appears at the end, whole.
@@ -43,10 +43,13 @@ from offrl.datasets.rollouts import (
 from offrl.datasets.staged import spec_of, staged_dataset
 from offrl.datasets.staging import Staging
 from offrl.envs import make
+from offrl.envs.scripted import demonstrator
 from offrl.errors import ConfigError, DataError
 from offrl.files import read_json, write_json
+from offrl.policy_base import BasePolicy
 
 STEPS = 100_000  # of a rollout, unless asked otherwise
+SCRIPTED = "scripted"  # as --policy, the demonstrator that comes with the task
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Request:
     quality: str = "policy"
     policy: Path | None = None  # whose actions, where not SAC's
     steps: int | None = None  # at least; the last episode is finished
+    episodes: int | None = None  # of a rollout, instead of steps
     seed: int = 0
     deterministic: bool = False  # the mode of a policy instead of samples
     target_return: float | None = None  # of an evaluation that makes a policy medium
@@ -103,6 +107,11 @@ def collect(request: Request) -> OfflineDataset:
         env.close()
     if request.out.exists():
         raise DataError(f"{request.out} exists and is not overwritten; choose another folder")
+    if spec.obs_keys is not None and request.quality in BY_SAC and request.policy is None:
+        raise ConfigError(
+            f"{request.env_id} observes a dictionary, which SAC is not trained on here; collect "
+            f"with --policy, or --policy {SCRIPTED} where the task has a demonstrator"
+        )
     policy = None
     if request.policy is not None:
         policy = load_any_policy(request.policy, request.env_id, spec, request.seed)
@@ -111,9 +120,7 @@ def collect(request: Request) -> OfflineDataset:
         if request.quality in BY_SAC and policy is None:
             episodes, facts = _from_sac(request, aims, spec)
         else:
-            behaviour: Behaviour = Uniform(spec, request.seed)
-            if policy is not None:
-                behaviour = Rolled(policy, request.deterministic)
+            behaviour = _behaviour(request, policy, spec)
             episodes = _rolled(request, behaviour, "episodes", request.steps or STEPS)
             facts = _rollout_facts(request)
             if policy is not None:
@@ -123,11 +130,20 @@ def collect(request: Request) -> OfflineDataset:
         dataset = staged_dataset(episodes, request.env_id, name=request.out.name, provenance=facts)
     except OSError as error:
         raise DataError(f"{request.staging} cannot be written: {error}") from error
-    names = {"random": "uniform actions", "policy": "saved policy"}
-    algorithm = "SAC" if "evaluations" in facts else names["random" if policy is None else "policy"]
+    names = {"random": "uniform actions", "scripted": "scripted demonstrator"}
+    rolled = names.get(request.quality, "saved policy")
+    algorithm = "SAC" if "evaluations" in facts else rolled
     written = write_with_card(dataset, request.out, algorithm_name=algorithm)
     shutil.rmtree(request.staging)
     return written
+
+
+def _behaviour(request: Request, policy: BasePolicy | None, spec: Spec) -> Behaviour:
+    if policy is not None:
+        return Rolled(policy, request.deterministic)
+    if request.quality == "scripted":
+        return Rolled(demonstrator(request.env_id, request.seed), request.deterministic)
+    return Uniform(spec, request.seed)
 
 
 def _check(request: Request) -> None:
@@ -148,6 +164,12 @@ def _check(request: Request) -> None:
         f"--deterministic: the actions of {quality} are not those of one policy": (
             quality in (*REPLAYS, "random") and request.deterministic
         ),
+        "--steps and --episodes both say how long a rollout is; give one of them": (
+            request.steps is not None and request.episodes is not None
+        ),
+        f"--episodes counts those of one rollout, which {quality} is not": (
+            by_sac and request.episodes is not None
+        ),
         "--target-return is for the medium policy of SAC": (
             request.target_return is not None and not (by_sac and quality in NEED_MEDIUM)
         ),
@@ -162,7 +184,7 @@ def _check(request: Request) -> None:
     for message, wrong in refused.items():
         if wrong:
             raise ConfigError(message)
-    for name in ("steps", "sac_steps", "eval_every", "eval_episodes"):
+    for name in ("steps", "episodes", "sac_steps", "eval_every", "eval_episodes"):
         value = getattr(request, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
@@ -189,14 +211,20 @@ Episodes = Iterable[dict[str, Any]]
 
 def _rolled(request: Request, behaviour: Behaviour, part: str, steps: int) -> Episodes:
     staging = Staging(request.staging / part)
-    done = staging.steps()
-    with tqdm(total=steps, initial=min(done, steps), desc=part, unit="step", disable=None) as bar:
+    wanted = request.episodes
+    total = steps if wanted is None else wanted
+    done = min(staging.steps() if wanted is None else len(staging), total)
+    unit = "step" if wanted is None else "episode"
+    with tqdm(total=total, initial=done, desc=part, unit=unit, disable=None) as bar:
 
-        def progress(length: int, total: float) -> None:
-            bar.update(min(length, steps - bar.n))
-            bar.set_postfix_str(f"last return {total:.1f}")
+        def progress(length: int, earned: float) -> None:
+            bar.update(min(length if wanted is None else 1, total - bar.n))
+            bar.set_postfix_str(f"last return {earned:.1f}")
 
-        roll_out(request.env_id, behaviour, staging, steps, request.seed, part, progress)
+        roll_out(
+            *(request.env_id, behaviour, staging, steps, request.seed, part, progress),
+            episodes=wanted,
+        )
     return staging
 
 
@@ -273,7 +301,9 @@ def _rollout_facts(request: Request) -> dict[str, Any]:
         "seed": request.seed,
         "versions": versions(),
     }
-    if request.quality != "random":
+    if request.quality == "scripted":
+        facts["actions"] = "without noise" if request.deterministic else "with its noise"
+    elif request.quality != "random":
         facts["actions"] = "the policy's mode" if request.deterministic else "sampled"
     if request.policy is not None:
         facts["policy"] = {"name": request.policy.name, "sha256": digest(request.policy)}
@@ -283,6 +313,15 @@ def _rollout_facts(request: Request) -> dict[str, Any]:
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
     options = _parser().parse_args(argv)
+    if options.policy == SCRIPTED:
+        if options.quality not in (None, SCRIPTED):
+            raise ConfigError(
+                f"--policy {SCRIPTED} is the task's demonstrator, whose quality is {SCRIPTED}, not "
+                f"{options.quality!r}; a file of that name is ./{SCRIPTED}"
+            )
+        options.policy, options.quality = None, SCRIPTED
+    elif options.policy is not None:
+        options.policy = Path(options.policy)
     quality = options.quality or ("policy" if options.policy else None)
     if quality is None:
         raise ConfigError(f"give --quality, one of {', '.join(RULES)}, or --policy")
@@ -318,7 +357,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         "offrl data collect",
         description=(
-            "Make a dataset with soft actor-critic (SAC, of stable-baselines3) or a saved policy."
+            "Make a dataset with soft actor-critic (SAC, of stable-baselines3), a saved policy, "
+            "or the demonstrator of a task."
         ),
         epilog="qualities, as D4RL means them:\n" + "\n".join(rules),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -327,8 +367,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--env", dest="env_id", required=True, metavar="ID", help="environment, e.g. Hopper-v5")
     add("--out", type=Path, required=True, metavar="DIR", help="new folder of the dataset")
     add("--quality", metavar="Q", help="see below; with --policy a label: medium or expert")
-    add("--policy", type=Path, metavar="PATH", help=KINDS)
+    add(
+        *("--policy",),
+        metavar="PATH",
+        help=f"{KINDS}; or the word {SCRIPTED}, the demonstrator that comes with the task",
+    )
     add("--steps", type=int, metavar="N", help=f"at least, of rollouts ({STEPS:,})")
+    add("--episodes", type=int, metavar="N", help="of a rollout, instead of --steps")
     add("--seed", type=int, default=0, metavar="S", help="of SAC, starts and actions (0)")
     add("--deterministic", action="store_true", help="the policy's mode instead of samples")
     sac = parser.add_argument_group("SAC").add_argument

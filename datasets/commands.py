@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
         "  list     names of datasets, and where each is\n"
         "  info     sizes, returns, lengths, action saturation and problems of a dataset\n"
         "  import   write any readable dataset as a Minari dataset\n"
-        "  collect  make a dataset with SAC or a saved policy\n"
+        "  collect  make a dataset with SAC, a saved policy or a demonstrator\n"
         "  corrupt  corrupt a share of a dataset, to see what still learns from it\n"
     )
     if not argv or argv[0] in ("-h", "--help"):

@@ -38,6 +38,10 @@ RULES = {
         "evaluation that reaches the expert reference, or to the end of its training."
     ),
     "policy": "Actions of a saved policy.",
+    "scripted": (
+        "Actions of the demonstrator that comes with the task; what it decides at the start of an "
+        "episode, and the noise of its actions, are drawn."
+    ),
 }
 REPLAYS = ("medium-replay", "full-replay")
 BY_SAC = ("medium", "medium-replay", "medium-expert", "expert", "full-replay")

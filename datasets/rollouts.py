@@ -17,8 +17,10 @@ from offrl.datasets.foreign import load_arrays, load_sb3
 from offrl.datasets.offline import Spec
 from offrl.datasets.staging import Recorder, Staging
 from offrl.envs import make
+from offrl.envs.goals import flattened
 from offrl.envs.making import spaces_match
 from offrl.errors import ConfigError, RunError
+from offrl.evaluation import StatefulPolicy
 from offrl.policy_base import BasePolicy
 from offrl.streams import Stream
 
@@ -58,7 +60,7 @@ class Uniform:
 class Rolled:
     """The actions of a policy, sampled from its distribution or its mode."""
 
-    def __init__(self, policy: BasePolicy, deterministic: bool) -> None:
+    def __init__(self, policy: StatefulPolicy, deterministic: bool) -> None:
         self.policy, self.deterministic = policy, deterministic
 
     def episode(self, number: int) -> Act:
@@ -82,17 +84,20 @@ def roll_out(
     seed: int,
     part: str = "episodes",
     progress: Callable[[int, float], None] | None = None,
+    *,
+    episodes: int | None = None,
 ) -> None:
     """Append whole episodes to `staging` until it holds at least `steps` steps.
 
-    `part` names a share of a collection, so that two shares begin at different starts. `progress`
-    is told each finished episode's steps and return.
+    Given `episodes`, until it holds that many instead. Observations that are dictionaries are
+    laid out as vectors. `part` names a share of a collection, so that two shares begin at
+    different starts. `progress` is told each finished episode's steps and return.
     """
     starts = Stream(seed, f"collect/{part}/starts")
     recorded = staging.steps()
-    env = Recorder(make(env_id), staging)
+    env = Recorder(flattened(make(env_id)), staging)
     try:
-        while recorded < steps:
+        while recorded < steps if episodes is None else len(staging) < episodes:
             number = len(staging)
             act = behaviour.episode(number)
             obs, _ = env.reset(seed=int(starts.block(number).integers(2**31)))
@@ -122,7 +127,7 @@ def load_any_policy(path: Path, env_id: str, spec: Spec, seed: int) -> BasePolic
     from offrl.policy import load_policy
 
     policy = load_policy(path, seed=seed)
-    env = make(env_id)
+    env = flattened(make(env_id))
     try:
         spaces_match(env, policy.spec)
     finally:

@@ -1,12 +1,13 @@
 """From a folder of recorded episodes to a dataset: what environment, made how."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from offrl.datasets.offline import OfflineDataset, Spec
 from offrl.envs import make
@@ -24,12 +25,15 @@ def staged_dataset(
 ) -> OfflineDataset:
     """Recorded episodes in their order, with the environment's own bounds, limit and reference.
 
-    Raises DataError where there is no episode.
+    What the environment said of them becomes marks: `success` of the steps that succeeded,
+    `mode_k` of the episodes that took way k; the shares are added to the provenance. Raises
+    DataError where there is no episode.
     """
     env = make(env_id)
+    recorded = list(episodes)
     try:
-        return OfflineDataset.from_episodes(
-            list(episodes),
+        dataset = OfflineDataset.from_episodes(
+            recorded,
             spec=spec_of(env),
             name=name,
             env_id=env_id,
@@ -39,6 +43,34 @@ def staged_dataset(
         )
     finally:
         env.close()
+    marks = _marks(dataset, recorded)
+    if not marks:
+        return dataset
+    outcomes = {k: float(_by_episode(dataset, mark).mean()) for k, mark in marks.items()}
+    facts = {**dataset.provenance, "share_of_episodes": outcomes}
+    return replace(dataset, marks=marks, provenance=facts)
+
+
+def _marks(
+    dataset: OfflineDataset, episodes: Sequence[Mapping[str, Any]]
+) -> dict[str, NDArray[np.bool_]]:
+    marks: dict[str, NDArray[np.bool_]] = {}
+
+    def empty() -> NDArray[np.bool_]:
+        return np.zeros(len(dataset.rows), np.bool_)
+
+    for episode, start, length in zip(episodes, dataset.starts, dataset.lengths, strict=True):
+        steps = slice(start, start + length)
+        if "success" in episode:
+            marks.setdefault("success", empty())[steps] = episode["success"]
+        for way in range(int(episode.get("modes", 0))):
+            marks.setdefault(f"mode_{way}", empty())[steps] = int(episode["mode"]) == way
+    return marks
+
+
+def _by_episode(dataset: OfflineDataset, mark: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(episodes,) whether any step of each is marked."""
+    return np.asarray(np.logical_or.reduceat(mark, dataset.starts))
 
 
 def latest(episodes: Sequence[Mapping[str, Any]], capacity: int) -> Sequence[Mapping[str, Any]]:

@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from offrl.envs.outcomes import Outcome, succeeded
 from offrl.errors import DataError
 
 
@@ -57,22 +58,28 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
 
     What is recorded is what the environment itself received and returned: the action as it
     arrives here, the reward as it leaves. An episode that is reset before its end is dropped.
+    Where the environment says whether a step succeeded, `success` has an entry a step; where it
+    numbers the ways, `mode` is the one taken of `modes`.
     """
 
     def __init__(self, env: gym.Env[Any, Any], staging: Staging) -> None:
         super().__init__(env)
         self.staging = staging
         self._columns: dict[str, list[Any]] = {}
+        self._outcome = Outcome()
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         obs, info = self.env.reset(**kwargs)
-        self._columns = {"obs": [obs], "action": [], "reward": []}
+        self._columns = {"obs": [obs], "action": [], "reward": [], "success": []}
+        self._outcome = Outcome()
         return obs, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         obs, reward, terminated, truncated, info = self.env.step(action)
         for name, value in (("obs", obs), ("action", action), ("reward", reward)):
             self._columns[name].append(np.array(value))
+        self._columns["success"].append(succeeded(info))
+        self._outcome = self._outcome.after(info)
         if terminated or truncated:
             self.staging.append(
                 {
@@ -81,6 +88,15 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
                     "reward": np.asarray(self._columns["reward"], np.float64),
                     "terminated": np.asarray(terminated),
                     "truncated": np.asarray(truncated and not terminated),
+                    **self._reported(),
                 }
             )
         return obs, reward, terminated, truncated, info
+
+    def _reported(self) -> dict[str, NDArray[Any]]:
+        """What the infos said of the episode; empty where they said nothing."""
+        reported = {"mode": self._outcome.mode, "modes": self._outcome.modes}
+        found = {k: np.asarray(v, np.int64) for k, v in reported.items() if v is not None}
+        if self._outcome.success is not None:
+            found["success"] = np.array([bool(step) for step in self._columns["success"]])
+        return found

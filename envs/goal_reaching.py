@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium.spaces import Box, Dict
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from offrl.envs.puck import EDGE, F32, F64, FAST, Puck, bounded, towards
 
@@ -48,7 +48,9 @@ class GoalReach(Puck):
         self.place(start, goal)
         return self._observe(), {"success": self.distance < REACH}
 
-    def step(self, action: F32) -> tuple[dict[str, F32], float, bool, bool, dict[str, Any]]:
+    def step(
+        self, action: NDArray[Any]
+    ) -> tuple[dict[str, F32], float, bool, bool, dict[str, Any]]:
         self.push(action)
         success = self.distance < REACH
         return self._observe(), float(success), False, False, {"success": success}

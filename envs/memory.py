@@ -76,7 +76,7 @@ class Recall(gymnasium.Env[F32, F32]):
         self.position, self._t = np.zeros(2), 0
         return self._observe(), self._info(-1)
 
-    def step(self, action: F32) -> tuple[F32, float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[Any]) -> tuple[F32, float, bool, bool, dict[str, Any]]:
         if not self._shut:
             stride = STRIDE * np.clip(np.asarray(action, np.float64), -1.0, 1.0)
             self.position = np.clip(self.position + stride, -EDGE, EDGE)

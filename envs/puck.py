@@ -84,7 +84,7 @@ class Puck(gymnasium.Env[Any, F32]):
         )
         self.model = mujoco.MjModel.from_xml_string(text)
         self.data = mujoco.MjData(self.model)
-        self.mujoco_renderer = MujocoRenderer(
+        self.mujoco_renderer: Any = MujocoRenderer(
             self.model, self.data, width=480, height=480, camera_name="above"
         )
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -118,7 +118,7 @@ class Puck(gymnasium.Env[Any, F32]):
         self.data.mocap_pos[0, :2] = self.target
         mujoco.mj_forward(self.model, self.data)
 
-    def push(self, action: F32) -> None:
+    def push(self, action: NDArray[Any]) -> None:
         """One control step at the velocity `speed * action`, which is cut to its bounds."""
         asked = np.clip(np.asarray(action, np.float64), -1.0, 1.0)
         self.data.ctrl[:] = self.speed * asked

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium.spaces import Box
+from numpy.typing import NDArray
 
 from offrl.envs.puck import EDGE, F32, F64, FAST, RADIUS, Puck, bounded, towards
 from offrl.errors import ConfigError
@@ -55,7 +56,7 @@ class MultiReach(Puck):
         self._sides = []
         return self._observe(), self._info(False)
 
-    def step(self, action: F32) -> tuple[F32, float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[Any]) -> tuple[F32, float, bool, bool, dict[str, Any]]:
         self.push(action)
         x, y = self.position
         if len(self._sides) < len(self.walls) and x > self.walls[len(self._sides)]:

@@ -7,7 +7,7 @@ the same whatever is played beside it, and a collection that was killed resumes 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -26,6 +26,7 @@ F64 = NDArray[np.float64]
 _ADVANCE = 1 << 10  # counter positions between two steps: more than any action draws
 
 
+@runtime_checkable
 class Script(Protocol):
     """One episode of a demonstrator; what it keeps in mind is passed along, never changed."""
 
