@@ -21,7 +21,9 @@ WIDE = 0.35  # m, half the wall's extent across
 THICK = 0.05  # m, half its extent along x
 AROUND = 0.5  # m, from the wall's middle to the way past it
 LEVEL = 0.43  # m across, from which the puck, touching at 0.4, may pass
-CORNER = 0.15  # m along x, from the wall's middle to the way's corners
+# m along x, from the wall's middle to the corners of the way. The first lies so near that a puck
+# which is not at the side of the wall meets it on the way there.
+CORNERS = (-0.09, 0.15)
 CLEAR = THICK + RADIUS  # m along x, beyond which the wall is passed
 PLACES = {1: (-0.3,), 2: (-0.3, 0.3)}  # of the walls along x, by their number
 
@@ -100,7 +102,7 @@ class Passing:
         for x, side in zip(self.walls, memory, strict=True):
             if position[0] < x + CLEAR:
                 # To the corner, and once level with it, along the wall.
-                level = side * position[1] > LEVEL
-                goal = np.array([x + (CORNER if level else -CORNER), side * AROUND])
+                level = bool(side * position[1] > LEVEL)
+                goal = np.array([x + CORNERS[level], side * AROUND])
                 break
         return towards(position, goal, self.speed), memory
