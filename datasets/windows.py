@@ -80,7 +80,7 @@ class Windows(Replay):
 
     def episode(self, row: Int[Tensor, "*lead batch"]) -> Int[Tensor, "*lead batch"]:
         """The number of the episode that each of these rows is in."""
-        return torch.searchsorted(self.first, row, right=True) - 1
+        return torch.searchsorted(self.first, row.contiguous(), right=True) - 1
 
     def sample(
         self, row: Int[Tensor, "*lead batch"], drawn: Mapping[str, Tensor] | None = None
@@ -183,7 +183,8 @@ def windows(
     A window may begin up to `before` steps before its episode and end up to `after` steps behind
     it; unless told, as many as make every step the now of one window. Entries outside the episode
     repeat its first or last step, or are zero once normalised (`pad`). Diffusion Policy has
-    before = To - 1 and after = Ta - 1.
+    before = To - 1 and after = Ta - 1. Repeated past actions of an episode's first window are that
+    of now itself: what is to be told past actions takes `zero`.
 
     `normalize` maps observations: `zscore` to mean 0 and deviation 1, deviations below 0.01
     counting as that; `minmax` their range to [-1, 1], a range below 0.0001 being centred alone.
