@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Adam, AdamW, Optimizer
+
+from offrl.networks import Linear
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -21,6 +23,28 @@ def adam(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.
     `weight_decay` times the parameter is added to its gradient: Adam with an L2 term, not AdamW.
     """
     optimizer = Adam(list(parameters), lr=torch.tensor(lr), weight_decay=weight_decay, fused=True)
+    optimizer.register_step_pre_hook(_lay_out)
+    return optimizer
+
+
+def adamw(
+    net: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)
+) -> AdamW:
+    """AdamW (arXiv:1711.05101) for a whole network, in the form of `adam`.
+
+    Only the weights of layers and kernels shrink, by lr weight_decay of themselves in each step;
+    biases, norms, embeddings and learned positions do not, as has been the custom since minGPT.
+    """
+    kinds = Linear, nn.Linear, nn.Conv1d, nn.ConvTranspose1d
+    shrink = [part.weight for part in net.modules() if isinstance(part, kinds)]
+    ids = {id(p) for p in shrink}
+    rest = [p for p in net.parameters() if id(p) not in ids]
+    groups = [
+        {"params": part, "weight_decay": decay, "lr": torch.tensor(lr)}
+        for part, decay in ((shrink, weight_decay), (rest, 0.0))
+        if part
+    ]
+    optimizer = AdamW(groups, lr=torch.tensor(lr), betas=betas, fused=True)
     optimizer.register_step_pre_hook(_lay_out)
     return optimizer
 
