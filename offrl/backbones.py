@@ -3,9 +3,10 @@
     backbone(x, level, condition) -> like x
     x          (*seed, batch, horizon, act)   noisy actions, scaled by the process
     level      (*seed, batch)                 the process's number for the noise level
-    condition  (*seed, batch, tokens, cond)   observations and goals, normalised; or flat
+    condition  (*seed, batch, tokens, cond)   observations and goals, normalised; the first two
+                                              take (*seed, batch, cond) as well
 
-`MLPDenoiser` stacks learners. `UNet`, `CrossTransformer` and `InterleavedGPT` train one at a time
+`MLPDenoiser` stacks learners; `UNet`, `CrossTransformer` and `InterleavedGPT` train one at a time
 (`Agent.stacked = False`). First numbers come from the learners' streams for all of them.
 
 The MLP's blocks, with e the encoded level, c the condition and h of `hidden` units:
@@ -21,7 +22,7 @@ level's by Xavier's bound, those of the blocks by LeCun's truncated normal, bias
 begin as torch.nn.Linear. Sources: Diffusion-QL (arXiv:2208.06193), IDQL (arXiv:2304.10573).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -92,6 +93,7 @@ class MLPDenoiser(nn.Module):
         self.level = LevelEncoder(features, embed_hidden, embedding, learners, level, flax)
         self.first = linear(chunk if film else chunk + cond, hidden, learners, flax)
         rest = depth - 1 if self.plain else depth
+        kinds: dict[str, Callable[[int, int, Learners], nn.Module]]
         kinds = {"plain": _plain, "residual": _Residual, "film": _Film}
         self.blocks = nn.ModuleList(kinds[blocks](hidden, cond, learners) for _ in range(rest))
         self.last = linear(hidden, chunk, learners, flax)
@@ -125,7 +127,7 @@ class MLPDenoiser(nn.Module):
         if not self.plain and not self.film:
             h = mish(h)
         y: Tensor = self.last(h)
-        return y.unflatten(-1, x.shape[-2:])
+        return y.reshape(x.shape)
 
     def _drop(self, h: Tensor, noise: Noise | None, i: int) -> Tensor:
         if noise is None or not self.dropout:
@@ -179,7 +181,8 @@ class _Film(nn.Module):
         self, g: Float[Tensor, "*seed batch hidden"], cond: Float[Tensor, "*seed batch cond"]
     ) -> Float[Tensor, "*seed batch hidden"]:
         """(1 + a) g + b: g itself where the condition's layer is zero."""
-        a, b = self.film(mish(cond)).chunk(2, -1)
+        film: Tensor = self.film(mish(cond))
+        a, b = film.chunk(2, -1)
         return (1.0 + a) * g + b
 
 

@@ -55,7 +55,7 @@ class Decay:
             return max(1.0 - self.high, 9.0 / (11.0 + step))
         if step <= self.after:
             return 1.0
-        rate = (1.0 + (step - self.after) / self.inv_gamma) ** -self.power
+        rate: float = (1.0 + (step - self.after) / self.inv_gamma) ** -self.power
         return min(1.0 - self.low, max(1.0 - self.high, rate))
 
 
@@ -77,8 +77,9 @@ class Average(nn.Module, Generic[M]):
     @torch.no_grad()
     def update(self, net: M) -> None:
         """Move the average's parameters towards those of the network; buffers are copied."""
-        mine = list(self.net.parameters())
-        moved = torch._foreach_sub(list(net.parameters()), mine)
+        mine: list[Tensor] = list(self.net.parameters())
+        theirs: list[Tensor] = list(net.parameters())
+        moved = torch._foreach_sub(theirs, mine)
         torch._foreach_mul_(moved, self.rate)
         torch._foreach_add_(mine, moved)
         for b, c in zip(net.buffers(), self.net.buffers(), strict=True):

@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import mish
 
-from offrl.attention import GPT, Block, KeyValue, causal, visible
+from offrl.attention import GPT, Block, KeyValue, blocks_of, causal, visible
 from offrl.embeddings import sinusoidal
 from offrl.initial import redraw
 from offrl.networks import Learners
@@ -45,9 +45,9 @@ class Memory(NamedTuple):
 class CrossTransformer(nn.Module):
     """Actions look back at themselves and across at the level and the conditions.
 
-    Published: 8 layers, 4 heads, width 256 (768 for the kitchen). `causal` without effect on what
-    an action sees of the level. `level_scale` multiplies the level: 1 for steps, some 1,000 for
-    times in [0, 1].
+    Published: 8 layers, 4 heads, width 256 (768 for the kitchen). Without `causal` every action
+    sees all actions and conditions. `level_scale` multiplies the level: 1 for steps, some 1,000
+    for times in [0, 1].
     """
 
     def __init__(
@@ -94,8 +94,8 @@ class CrossTransformer(nn.Module):
         level_token = self.down(mish(self.up(token)))
         seen, memory_seen = self._masks(x, kept.key.shape[3], real)
         x = self.embed(x) + self.position[: x.shape[1]]
-        for i, block in enumerate(self.blocks):
-            offered = block.cross.offer(level_token)
+        for i, block in enumerate(blocks_of(self.blocks)):
+            offered = block.remember(level_token)
             memory = KeyValue(
                 torch.cat([offered.key, kept.key[i]], 2),
                 torch.cat([offered.value, kept.value[i]], 2),
@@ -109,7 +109,7 @@ class CrossTransformer(nn.Module):
         tokens = condition.shape[1]
         x = self.cond_embed(condition) + self.cond_position[1 : 1 + tokens]
         x = self.down(mish(self.up(x)))
-        offers = [block.cross.offer(x) for block in self.blocks]
+        offers = [block.remember(x) for block in blocks_of(self.blocks)]
         return Memory(*(torch.stack(part) for part in zip(*offers, strict=True)))
 
     def _masks(

@@ -67,10 +67,9 @@ class ResidualBlock(nn.Module):
         self, h: Float[Tensor, "batch outputs time"], cond: Float[Tensor, "batch cond"]
     ) -> Float[Tensor, "batch outputs time"]:
         """FiLM (arXiv:1709.07871): scale(c) h + shift(c), or h + shift(c)."""
-        film = self.film(mish(cond)).unsqueeze(-1)
+        film: Tensor = self.film(mish(cond)).unsqueeze(-1)
         if not self.scale:
-            shifted: Tensor = h + film
-            return shifted
+            return h + film
         scale, shift = film.chunk(2, 1)
         return scale * h + shift
 

@@ -150,18 +150,15 @@ def test_the_published_sizes() -> None:
     layers = (17 * 32 + 33 * 16) + (39 + 1) * 256 + 2 * 257 * 256 + 257 * 6
     assert sum(p.numel() for p in ql.parameters()) == layers == 144_438
     # IDQL: 64 -> 128 -> 128 with 32 frequencies, three blocks of 256 and 1024, each with a norm.
-    idql = MLPDenoiser(
-        *(1, 6, 17, Learners()),
-        **{"blocks": "residual", "level": "fourier", "features": 64},
-        **{"embed_hidden": 128, "embedding": 128, "dropout": 0.1},
-    )
+    published: dict[str, Any] = {"features": 64, "embed_hidden": 128, "embedding": 128}
+    idql = MLPDenoiser(1, 6, 17, Learners(), blocks="residual", level="fourier", **published)
     layers = 32 + 65 * 128 + 129 * 128 + 152 * 256 + 3 * (512 + 257 * 1024 + 1025 * 256) + 257 * 6
     assert sum(p.numel() for p in idql.parameters()) == layers == 1_643_558
 
 
 def test_residual_layers_begin_as_published() -> None:
     net = MLPDenoiser(2, 2, 60, Learners((1,)), blocks="residual", hidden=64, depth=1)
-    block = net.blocks[0]
+    block: Any = net.blocks[0]
     for layer, spread in ((block.first, 64**-0.5), (block.second, 256**-0.5)):
         assert layer.weight.std().item() == pytest.approx(spread, rel=0.03)
         assert layer.weight.abs().max().item() <= 2 * spread / 0.8796 + 1e-6
@@ -200,7 +197,8 @@ def test_every_backbone_is_tested_here() -> None:
 @pytest.mark.parametrize("kind", MADE)
 def test_a_spec_makes_the_same_backbone_again(kind: str) -> None:
     sizes, settings = MADE[kind]
-    net: Any = BACKBONES[kind](*sizes, Learners((5,)), **settings)
+    build: Any = BACKBONES[kind]
+    net = build(*sizes, Learners((5,)), **settings)
     again: Any = backbone_from_spec(net.spec())
     again.load_state_dict(net.state_dict())
     x, level, _ = (part.float() for part in inputs())
@@ -220,5 +218,5 @@ def test_an_unknown_backbone_is_refused_with_a_near_one() -> None:
 def test_compiled_equals_eager(changes: dict[str, Any]) -> None:
     net = denoiser(Learners(SEEDS), **changes)
     args = inputs(len(SEEDS))
-    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    compiled: Any = torch.compile(net, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(*args), net(*args), rtol=0, atol=1e-12)

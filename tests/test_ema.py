@@ -56,6 +56,8 @@ def test_settings_are_checked(change: dict[str, Any], message: str) -> None:
 class Drifting(nn.Module):
     """A network of one number and a counter."""
 
+    seen: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
@@ -64,7 +66,7 @@ class Drifting(nn.Module):
 
 def test_an_average_of_three_steps_by_hand() -> None:
     net = Drifting()
-    average = Average(net, Decay(after=0)).double()
+    average: Any = Average(net, Decay(after=0)).double()
     expected = 0.0
     for step, value in enumerate((8.0, -4.0, 6.0)):
         with torch.no_grad():
@@ -87,7 +89,8 @@ def test_an_average_is_state_and_takes_no_gradient() -> None:
 
 
 def test_each_learner_of_a_stack_has_its_own_average() -> None:
-    stacked, alone = MLP([2, 3], Learners((1, 2))), MLP([2, 3], Learners((2,)))
+    stacked: Any = MLP([2, 3], Learners((1, 2)))
+    alone: Any = MLP([2, 3], Learners((2,)))
     averages: list[Average[Any]] = [Average(net, Decay(after=0)) for net in (stacked, alone)]
     for average, net in zip(averages, (stacked, alone), strict=True):
         with torch.no_grad():

@@ -22,7 +22,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def loud(net: nn.Module) -> nn.Module:
+def loud(net: nn.Module) -> Any:
     """First weights are small, so that outputs barely depend on the inputs; these are not."""
     redraw(net, Learners((1,)), 0.5)
     return net.double().requires_grad_(False)
@@ -67,12 +67,13 @@ def test_a_block_is_what_the_equation_says() -> None:
             for layer, t in ((part.query, x), (part.key, to), (part.value, to))
         )
         weights = torch.softmax(q @ k.mT / math.sqrt(3), -1)
-        return part.out((weights @ v).transpose(1, 2).reshape(2, -1, 6))
+        out: Tensor = part.out((weights @ v).transpose(1, 2).reshape(2, -1, 6))
+        return out
 
     h = x + attend(made.attention, norm(x), norm(x))
     h = h + attend(made.cross, norm(h), memory)
     expected = h + made.down(gelu(made.up(norm(h))))
-    found = made(x, None, made.cross.offer(memory), None)
+    found = made(x, None, made.remember(memory), None)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
@@ -92,7 +93,7 @@ def test_one_token_at_a_time_is_all_at_once(chunks: tuple[int, ...], activation:
     net, x = loud(GPT(8, 2, 2, activation)), draw(2, TOKENS, 8)
     cache = net.empty(2, 7)
     outputs = []
-    for tokens in x.split(list(chunks), 1):
+    for tokens in torch.split(x, list(chunks), 1):
         y, cache = net.step(tokens, cache)
         outputs.append(y)
     torch.testing.assert_close(torch.cat(outputs, 1), net(x), rtol=0, atol=1e-10)
@@ -246,7 +247,7 @@ def test_the_published_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_first_weights_are_those_of_the_seed_and_small() -> None:
     torch.manual_seed(0)
-    one = InterleavedGPT(4, 2, 2, 3, Learners((3,)), **SMALL)
+    one: Any = InterleavedGPT(4, 2, 2, 3, Learners((3,)), **SMALL)
     torch.manual_seed(1)
     two = InterleavedGPT(4, 2, 2, 3, Learners((3,)), **SMALL)
     for (name, a), b in zip(one.named_parameters(), two.parameters(), strict=True):
@@ -269,6 +270,11 @@ def test_a_parameter_without_a_rule_is_refused() -> None:
     assert table.weight.std().item() == pytest.approx(1.0, rel=0.1)
 
 
+def test_a_block_without_a_memory_offers_none() -> None:
+    with pytest.raises(TypeError, match="nothing but its own tokens"):
+        Block(4, 2).remember(draw(1, 2, 4))
+
+
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(ConfigError, match="a width of 8 cannot be divided among 3 heads"):
         cross(heads=3)
@@ -283,5 +289,5 @@ def test_compiled_equals_eager(build: Any) -> None:
         if build is cross
         else (draw(2, 4, 2), LEVEL, draw(2, 6, 3, seed=1))
     )
-    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    compiled: Any = torch.compile(net, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(*args), net(*args), rtol=0, atol=1e-12)

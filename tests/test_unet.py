@@ -115,7 +115,7 @@ def test_every_input_has_an_effect_and_samples_do_not_mix() -> None:
 
 def test_first_weights_are_those_of_the_seed_and_spread_as_torchs() -> None:
     torch.manual_seed(0)
-    one = small(channels=(8, 16))
+    one: Any = small(channels=(8, 16))
     torch.manual_seed(1)
     two = small(channels=(8, 16))
     for (name, a), b in zip(one.named_parameters(), two.parameters(), strict=True):
@@ -151,5 +151,5 @@ def test_several_learners_need_a_network_each() -> None:
 def test_compiled_equals_eager() -> None:
     net = small()
     args = draw(2, 8, 2), torch.ones(2).double(), draw(2, 6)
-    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    compiled: Any = torch.compile(net, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(*args), net(*args), rtol=0, atol=1e-12)
