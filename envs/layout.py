@@ -53,3 +53,11 @@ def numbers(what: str, value: Any) -> F32:
         return np.asarray(value, np.float32)
     except (TypeError, ValueError) as e:
         raise DataError(f"{what} is {value!r}; expected numbers") from e
+
+
+def cut(action: Any) -> NDArray[np.float64]:
+    """An action cut to [-1, 1]. Raises DataError for one that is not finite."""
+    value = np.asarray(action, np.float64)
+    if not np.isfinite(value).all():
+        raise DataError(f"the action is {value.tolist()}; an environment needs finite numbers")
+    return np.clip(value, -1.0, 1.0)

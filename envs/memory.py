@@ -14,6 +14,7 @@ import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
+from offrl.envs.layout import cut
 from offrl.errors import ConfigError
 
 F32 = NDArray[np.float32]
@@ -78,8 +79,7 @@ class Recall(gymnasium.Env[F32, F32]):
 
     def step(self, action: NDArray[Any]) -> tuple[F32, float, bool, bool, dict[str, Any]]:
         if not self._shut:
-            stride = STRIDE * np.clip(np.asarray(action, np.float64), -1.0, 1.0)
-            self.position = np.clip(self.position + stride, -EDGE, EDGE)
+            self.position = np.clip(self.position + STRIDE * cut(action), -EDGE, EDGE)
         self._t += 1
         near = np.linalg.norm(self.places - self.position, axis=-1)
         reached = int(near.argmin()) if near.min() < PAD else -1

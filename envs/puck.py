@@ -14,9 +14,11 @@ import numpy as np
 from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
 from numpy.typing import NDArray
 
+from offrl.envs.layout import cut
+
 RADIUS = 0.05  # m, of the puck
 EDGE = 1.0  # m, from the middle of the table to its sides
-FAST = 2.0  # m/s, a bound that velocities do not reach
+FAST = 3.0  # m/s, a bound that velocities do not reach
 CONTROL = 0.1  # s between actions
 SUBSTEPS = 5  # of the simulation in a control step
 
@@ -119,9 +121,11 @@ class Puck(gymnasium.Env[Any, F32]):
         mujoco.mj_forward(self.model, self.data)
 
     def push(self, action: NDArray[Any]) -> None:
-        """One control step at the velocity `speed * action`, which is cut to its bounds."""
-        asked = np.clip(np.asarray(action, np.float64), -1.0, 1.0)
-        self.data.ctrl[:] = self.speed * asked
+        """One control step at the velocity `speed * action`, the action cut to its bounds.
+
+        Raises DataError for an action that is not finite.
+        """
+        self.data.ctrl[:] = self.speed * cut(action)
         mujoco.mj_step(self.model, self.data, nstep=SUBSTEPS)
 
     def render(self) -> Any:

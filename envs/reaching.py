@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from offrl.envs.puck import EDGE, F32, F64, FAST, RADIUS, Puck, bounded, towards
 from offrl.errors import ConfigError
 
-START = -0.8  # m, along x
+START = -0.55  # m, along x: so near that a hesitating puck meets the wall at once
 TARGET = 0.8
-WIDE = 0.35  # m, half the wall's extent across
+SPEED = 2.0  # m/s at full action: two or three decisions are all that there are before the wall
+WIDE = 0.15  # m, half the wall's extent across
 THICK = 0.05  # m, half its extent along x
-AROUND = 0.5  # m, from the wall's middle to the way past it
-LEVEL = 0.43  # m across, from which the puck, touching at 0.4, may pass
+AROUND = 0.3  # m, from the wall's middle to the way past it
+LEVEL = 0.23  # m across, from which the puck, touching at 0.2, may pass
 # m along x, from the wall's middle to the corners of the way. The first lies so near that a puck
 # which is not at the side of the wall meets it on the way there.
 CORNERS = (-0.09, 0.15)
@@ -43,7 +44,7 @@ class MultiReach(Puck):
             raise ConfigError(f"walls is {walls}; MultiReach has {' or '.join(map(str, PLACES))}")
         self.walls = PLACES[walls]
         placed = tuple((x, 0.0, THICK, WIDE) for x in self.walls)
-        super().__init__(placed, reach=0.08, speed=1.0, render_mode=render_mode)
+        super().__init__(placed, reach=0.08, speed=SPEED, render_mode=render_mode)
         high = np.array([EDGE, EDGE, FAST, FAST, EDGE, EDGE], np.float32)
         self.observation_space = Box(-high, high)
         self._sides: list[bool] = []
@@ -52,7 +53,7 @@ class MultiReach(Puck):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[F32, dict[str, Any]]:
         super().reset(seed=seed)
-        start = np.array([START, 0.0]) + self.np_random.uniform([-0.05, -0.1], [0.05, 0.1])
+        start = np.array([START, 0.0]) + self.np_random.uniform(-0.02, 0.02, 2)
         target = np.array([TARGET, self.np_random.uniform(-0.3, 0.3)])
         self.place(start, target)
         self._sides = []

@@ -22,7 +22,7 @@ from offrl.envs.outcomes import Outcome
 from offrl.envs.reaching import MultiReach
 from offrl.envs.scripted import demonstrator
 from offrl.envs.tasks import TASKS
-from offrl.errors import ConfigError
+from offrl.errors import ConfigError, DataError
 from offrl.evaluation import Evaluation, evaluate
 
 REACH, RECALL, GOAL = "offrl/MultiReach-v0", "offrl/Recall-v0", "offrl/GoalReach-v0"
@@ -196,6 +196,11 @@ def test_what_cannot_be_made_is_refused() -> None:
         make(RECALL, delay=-1)
     with pytest.raises(ConfigError, match="cue is 4"):
         make(RECALL).reset(options={"cue": 4})
+    for task in (MultiReach(), Recall(delay=0)):
+        task.reset(seed=0)
+        task.step(np.zeros(2))
+        with pytest.raises(DataError, match=r"the action is \[nan, 0.0\]"):
+            task.step(np.array([np.nan, 0.0]))
     with pytest.raises(ConfigError, match=r"no demonstrator comes with Hopper-v5.*offrl/Recall-v0"):
         demonstrator("Hopper-v5")
     with pytest.raises(ConfigError, match="goal from the observation"):
