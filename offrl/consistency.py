@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from offrl.checks import check_intervals
-from offrl.denoising import Denoised, Number, Path, Point
+from offrl.denoising import Denoised, Number, Path, Point, over
 from offrl.processes import check_steps, quarter_log, spaced
 
 
@@ -61,12 +61,9 @@ class Consistency:
         bottom, top = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         place = (sigma ** (1 / self.rho) - bottom) / (top - bottom) * (size - 1)
         i = torch.minimum(place.floor(), torch.zeros_like(place) + (size - 2))
-
-        def level(i: Tensor) -> Point:
-            sigma = (bottom + i / (size - 1) * (top - bottom)) ** self.rho
-            return Point(sigma, torch.ones_like(sigma), sigma)
-
-        return level(i + 1), level(i)
+        sigmas = [(bottom + k / (size - 1) * (top - bottom)) ** self.rho for k in (i + 1, i)]
+        above, below = (Point(sigma, torch.ones_like(sigma), sigma) for sigma in sigmas)
+        return above, below
 
     def path(self, steps: int) -> Path:
         """sigma_max and further levels, evenly in sigma^(1 / rho), sigma_min last."""
@@ -86,13 +83,13 @@ class Consistency:
 
     def inputs(self, x: Float[Tensor, "*shape"], point: Point) -> tuple[Tensor, Number]:
         """c_in x, and ln(sigma) / 4."""
-        return self.scalings(point.over(x).sigma)[2] * x, quarter_log(point.sigma)
+        return self.scalings(over(point, x).sigma)[2] * x, quarter_log(point.sigma)
 
     def split(
         self, output: Float[Tensor, "*shape"], x: Float[Tensor, "*shape"], point: Point
     ) -> Denoised:
         """(f, (x - f) / sigma)."""
-        sigma = point.over(x).sigma
+        sigma = over(point, x).sigma
         skip, out, _ = self.scalings(sigma)
         x0 = skip * x + out * output
         return Denoised(x0, (x - x0) / sigma)
@@ -110,7 +107,8 @@ def grid_size(step: int, steps: int, first: int = 10, last: int = 1280) -> int:
     arXiv:2310.14189, section 3.4. For small bounded actions `last` of 160 or less suffices.
     """
     interval = max(math.floor(steps / (math.log2(last / first) + 1)), 1)
-    return min(first * 2 ** min(step // interval, last.bit_length()), last) + 1
+    doublings = min(step // interval, last.bit_length())
+    return int(min(first * 2**doublings, last)) + 1
 
 
 def _normal_cdf(x: float) -> float:

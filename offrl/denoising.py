@@ -15,6 +15,7 @@ shape (*seed, batch).
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -36,10 +37,6 @@ class Point(NamedTuple):
     level: Number
     alpha: Number
     sigma: Number
-
-    def over(self, x: Tensor) -> "Point":
-        """The same point, its tensors with axes of length 1 for those that x has beyond theirs."""
-        return Point(*(over(number, x) for number in self))
 
 
 Path = tuple[Point, ...]
@@ -94,7 +91,7 @@ def corrupt(
     x0: Float[Tensor, "*shape"], noise: Float[Tensor, "*shape"], point: Point
 ) -> Float[Tensor, "*shape"]:
     """x_t = alpha x0 + sigma eps."""
-    _, alpha, sigma = point.over(x0)
+    _, alpha, sigma = over(point, x0)
     return alpha * x0 + sigma * noise
 
 
@@ -105,7 +102,7 @@ def clipped(denoised: Denoised, x: Tensor, point: Point, bound: float) -> Denois
     posterior mean depends on x and x0_hat alone and is as usual; DDIM as in `diffusers` keeps
     the eps_hat of before unless asked for this one.)
     """
-    _, alpha, sigma = point.over(x)
+    _, alpha, sigma = over(point, x)
     x0 = denoised.x0.clamp(-bound, bound)
     return denoised._replace(x0=x0, eps=(x - alpha * x0) / sigma)
 
@@ -125,15 +122,7 @@ def denoiser(
     bound of x0_hat, if any.
     """
 
-    def denoise(x: Tensor, point: Point) -> Denoised:
-        lead = x.shape[: x.ndim - event]
-        scaled, number = process.inputs(x, point)
-        level = number if isinstance(number, Tensor) else x.new_full(lead, number)
-        output = network(scaled, level, _condition_of(condition, lead))
-        denoised = process.split(output, x, point)
-        return denoised if clip is None else clipped(denoised, x, point, clip)
-
-    return denoise
+    return partial(_denoise, process, network, condition, event, clip)
 
 
 def matching_error(
@@ -158,12 +147,17 @@ def matching_error(
     axes = tuple(range(torch.as_tensor(point.level).ndim, x0.ndim))
     if valid is None:
         return error.mean(axes)
-    kept: Tensor = over(valid.to(x0), x0).expand_as(x0)  # type: ignore[union-attr]
+    kept: Tensor = _over(valid.to(x0), x0).expand_as(x0)  # type: ignore[union-attr]
     return (kept * error).sum(axes) / kept.sum(axes)
 
 
-def over(number: Number, x: Tensor) -> Number:
-    """The number with axes of length 1 for those that x has beyond its own."""
+def over(point: Point, x: Tensor) -> Point:
+    """The point, its tensors with axes of length 1 for those that x has beyond theirs."""
+    level, alpha, sigma = point
+    return Point(_over(level, x), _over(alpha, x), _over(sigma, x))
+
+
+def _over(number: Number, x: Tensor) -> Number:
     if not isinstance(number, Tensor):
         return number
     return number.reshape(number.shape + (1,) * (x.ndim - number.ndim))
@@ -180,3 +174,22 @@ def _condition_of(condition: Tensor | None, lead: tuple[int, ...]) -> Tensor | N
             "each sample, or the same number of candidates to each condition"
         )
     return condition.repeat_interleave(times, axis)
+
+
+# Closures are partial functions of the module's own: a function made inside a compiled graph
+# cannot have its shapes checked.
+def _denoise(
+    process: Process,
+    network: Network,
+    condition: Tensor | None,
+    event: int,
+    clip: float | None,
+    x: Tensor,
+    point: Point,
+) -> Denoised:
+    lead = x.shape[: x.ndim - event]
+    scaled, number = process.inputs(x, point)
+    level = number if isinstance(number, Tensor) else x.new_full(lead, number)
+    output = network(scaled, level, _condition_of(condition, lead))
+    denoised = process.split(output, x, point)
+    return denoised if clip is None else clipped(denoised, x, point, clip)

@@ -18,12 +18,13 @@ weights leave the range of the data.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from offrl.denoising import Denoise, Denoised, Number, Path, Point, clipped
+from offrl.denoising import Denoise, Denoised, Number, Path, Point, clipped, over
 from offrl.errors import ConfigError
 from offrl.samplers import Sample, kernel
 
@@ -39,11 +40,7 @@ def blend(base: Denoise, other: Denoise, weight: float) -> Denoise:
     reinforcement learning; w divides the weight of the divergence that it was tuned with. Both
     must share process and path. The evaluations of both are counted.
     """
-
-    def denoise(x: Tensor, point: Point) -> Denoised:
-        return _mixed(base(x, point), other(x, point), weight)
-
-    return denoise
+    return partial(_blend, base, other, weight)
 
 
 class AdaptiveGuidance:
@@ -107,34 +104,7 @@ def value_gradient(
     changes nothing. `max_norm` bounds the gradient's norm per sample; a gradient counts as no
     evaluation of the network. `through` cannot be put around AdaptiveGuidance, but inside it.
     """
-
-    def guided(x: Tensor, point: Point) -> Denoised:
-        if weight == 0.0 or (through and isinstance(point.alpha, float) and point.alpha == 0.0):
-            return denoise(x, point)
-        _, alpha, sigma = point.over(x)
-        scale: Number = weight * sigma**2
-        if through:
-            counts: list[Number] = []  # beside the graph: a gradient's companions are tensors
-
-            def summed(x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-                x0, eps, evaluations = denoise(x, point)
-                counts.append(evaluations)
-                return value(x0).sum(), (x0, eps)
-
-            slope, (x0, eps) = torch.func.grad(summed, has_aux=True)(x)
-            scale = scale / alpha
-            denoised = Denoised(x0, eps, counts[0])
-        else:
-            denoised = denoise(x, point)
-            slope = torch.func.grad(lambda x0: value(x0).sum())(denoised.x0)
-        if max_norm is not None:
-            axes = tuple(range(-event, 0))
-            norm = slope.square().sum(axes, keepdim=True).sqrt()
-            slope = slope * (max_norm / norm.clamp(min=max_norm))
-        shift = scale * slope
-        return denoised._replace(x0=denoised.x0 + shift, eps=denoised.eps - alpha / sigma * shift)
-
-    return guided
+    return partial(_value_gradient, denoise, value, weight, through, max_norm, event)
 
 
 def below(guided: Denoise, plain: Denoise, noise_to_signal: float) -> Denoise:
@@ -143,21 +113,12 @@ def below(guided: Denoise, plain: Denoise, noise_to_signal: float) -> Denoise:
     For guidance that is of no use while x is mostly noise: RLG's unguided first steps, the
     interval of arXiv:2404.07724.
     """
-
-    def denoise(x: Tensor, point: Point) -> Denoised:
-        near_data = float(point.sigma) <= noise_to_signal * float(point.alpha)
-        return guided(x, point) if near_data else plain(x, point)
-
-    return denoise
+    return partial(_below, guided, plain, noise_to_signal)
 
 
 def bounded(denoise: Denoise, bound: float) -> Denoise:
     """x0_hat kept in [-bound, bound], as `offrl.denoising.clipped`."""
-
-    def kept(x: Tensor, point: Point) -> Denoised:
-        return clipped(denoise(x, point), x, point, bound)
-
-    return kept
+    return partial(_bounded, denoise, bound)
 
 
 def held(
@@ -168,12 +129,7 @@ def held(
     Use it before and after each step, for actions already taken or a first state (in-painting;
     arXiv:2205.09991). At the end known entries are the value itself.
     """
-
-    def hook(x: Tensor, i: int, point: Point) -> Tensor:
-        _, alpha, sigma = point.over(x)
-        return torch.where(known, alpha * value + sigma * noise, x)
-
-    return hook
+    return partial(_held, value, noise, known)
 
 
 def repeated(x: Tensor, n: int, event: int = 2) -> Tensor:
@@ -203,13 +159,13 @@ def choose(
     if temperature > 0.0 and noise is not None:
         gumbel = -(-torch.special.log_ndtr(noise)).log()
         score = score / temperature + gumbel
-    return score.unflatten(-1, (-1, n)).argmax(-1)
+    return _by_candidate(score, n, score.ndim - 1).argmax(-1)
 
 
 def taken(x: Tensor, index: Int[Tensor, "*seed batch"], n: int) -> Tensor:
     """The chosen one of each sample's n candidates, which are rows of x: n times fewer rows."""
     axis = index.ndim - 1
-    candidates = x.unflatten(axis, (-1, n))
+    candidates = _by_candidate(x, n, axis)
     place = index.reshape(index.shape + (1,) * (candidates.ndim - index.ndim))
     place = place.expand(*index.shape, 1, *x.shape[axis + 1 :])
     return candidates.gather(axis + 1, place).squeeze(axis + 1)
@@ -284,7 +240,7 @@ def svdd(
     for i in range(steps - 1):
         mean, std = kernel(denoised, path[i], path[i + 1], eta)
         if i < first:
-            one = noise[i].unflatten(axis, (-1, n)).select(axis + 1, 0)
+            one = _by_candidate(noise[i], n, axis).select(axis + 1, 0)
             denoised = denoise(mean + std * one, path[i + 1])
             total = total + denoised.evaluations
             continue
@@ -306,5 +262,69 @@ def _mixed(a: Denoised, b: Denoised, weight: float) -> Denoised:
 
 def _over_candidates(evaluations: Number, n: int) -> Number:
     if isinstance(evaluations, Tensor):
-        return evaluations.unflatten(-1, (-1, n)).sum(-1)
+        return _by_candidate(evaluations, n, evaluations.ndim - 1).sum(-1)
     return evaluations * n
+
+
+def _blend(base: Denoise, other: Denoise, weight: float, x: Tensor, point: Point) -> Denoised:
+    return _mixed(base(x, point), other(x, point), weight)
+
+
+def _value_gradient(
+    denoise: Denoise,
+    value: Score,
+    weight: float,
+    through: bool,
+    max_norm: float | None,
+    event: int,
+    x: Tensor,
+    point: Point,
+) -> Denoised:
+    if weight == 0.0 or (through and isinstance(point.alpha, float) and point.alpha == 0.0):
+        return denoise(x, point)
+    _, alpha, sigma = over(point, x)
+    scale: Number = weight * sigma**2
+    if through:
+        counts: list[Number] = []  # beside the graph: a gradient's companions are tensors
+        slope, (x0, eps) = torch.func.grad(
+            lambda x: _summed(denoise, value, point, counts, x), has_aux=True
+        )(x)
+        scale = scale / alpha
+        denoised = Denoised(x0, eps, counts[0])
+    else:
+        denoised = denoise(x, point)
+        slope = torch.func.grad(lambda x0: value(x0).sum())(denoised.x0)
+    if max_norm is not None:
+        axes = tuple(range(-event, 0))
+        norm = slope.square().sum(axes, keepdim=True).sqrt()
+        slope = slope * (max_norm / norm.clamp(min=max_norm))
+    shift = scale * slope
+    return denoised._replace(x0=denoised.x0 + shift, eps=denoised.eps - alpha / sigma * shift)
+
+
+def _below(
+    guided: Denoise, plain: Denoise, noise_to_signal: float, x: Tensor, point: Point
+) -> Denoised:
+    near_data = float(point.sigma) <= noise_to_signal * float(point.alpha)
+    return guided(x, point) if near_data else plain(x, point)
+
+
+def _bounded(denoise: Denoise, bound: float, x: Tensor, point: Point) -> Denoised:
+    return clipped(denoise(x, point), x, point, bound)
+
+
+def _held(value: Tensor, noise: Tensor, known: Tensor, x: Tensor, i: int, point: Point) -> Tensor:
+    _, alpha, sigma = over(point, x)
+    return torch.where(known, alpha * value + sigma * noise, x)
+
+
+def _summed(
+    denoise: Denoise, value: Score, point: Point, counts: list[Number], x: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    x0, eps, evaluations = denoise(x, point)
+    counts.append(evaluations)
+    return value(x0).sum(), (x0, eps)
+
+
+def _by_candidate(x: Tensor, n: int, axis: int) -> Tensor:
+    return x.reshape(*x.shape[:axis], -1, n, *x.shape[axis + 1 :])

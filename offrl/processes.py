@@ -14,6 +14,7 @@ state: they are settings, and every number of a batch is made on the batch's dev
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from offrl.checks import check_choice, check_intervals
-from offrl.denoising import Denoised, Number, Path, Point, corrupt
+from offrl.denoising import Denoised, Number, Path, Point, corrupt, over
 from offrl.errors import ConfigError
 
 
@@ -55,11 +56,9 @@ class DDPM:
         """abar_0 to abar_{T-1} in float64; made where they are needed, nothing is moved."""
         i = torch.arange(self.steps, dtype=torch.float64, device=device)
         if self.schedule == "cosine":
-
-            def f(u: Tensor) -> Tensor:
-                return ((u + 0.008) / 1.008 * (math.pi / 2)).cos().square()
-
-            kept = (f((i + 1) / self.steps) / f(i / self.steps)).clamp(min=0.001)
+            quarter = math.pi / 2 / 1.008
+            ends = ((torch.stack([i, i + 1]) / self.steps + 0.008) * quarter).cos().square()
+            kept = (ends[1] / ends[0]).clamp(min=0.001)
         elif self.schedule == "vp":
             kept = (-0.1 / self.steps - 9.9 * (2 * i + 1) / (2 * self.steps**2)).exp()
         else:
@@ -108,14 +107,14 @@ class DDPM:
             return noise
         if self.prediction == "x0":
             return x0
-        _, alpha, sigma = point.over(x0)
+        _, alpha, sigma = over(point, x0)
         return alpha * noise - sigma * x0
 
     def split(
         self, output: Float[Tensor, "*shape"], x: Float[Tensor, "*shape"], point: Point
     ) -> Denoised:
         """(x0_hat, eps_hat) of the output."""
-        _, alpha, sigma = point.over(x)
+        _, alpha, sigma = over(point, x)
         if self.prediction == "epsilon":
             return Denoised((x - sigma * output) / alpha, output)
         if self.prediction == "x0":
@@ -189,20 +188,20 @@ class EDM:
 
     def inputs(self, x: Float[Tensor, "*shape"], point: Point) -> tuple[Tensor, Number]:
         """c_in x, and ln(sigma) / 4."""
-        return self.scalings(point.over(x).sigma)[2] * x, quarter_log(point.sigma)
+        return self.scalings(over(point, x).sigma)[2] * x, quarter_log(point.sigma)
 
     def target(
         self, x0: Float[Tensor, "*shape"], noise: Float[Tensor, "*shape"], point: Point
     ) -> Float[Tensor, "*shape"]:
         """(x0 - c_skip x) / c_out."""
-        skip, out, _ = self.scalings(point.over(x0).sigma)
+        skip, out, _ = self.scalings(over(point, x0).sigma)
         return (x0 - skip * corrupt(x0, noise, point)) / out
 
     def split(
         self, output: Float[Tensor, "*shape"], x: Float[Tensor, "*shape"], point: Point
     ) -> Denoised:
         """(D, (x - D) / sigma)."""
-        sigma = point.over(x).sigma
+        sigma = over(point, x).sigma
         skip, out, _ = self.scalings(sigma)
         x0 = skip * x + out * output
         return Denoised(x0, (x - x0) / sigma)
@@ -247,18 +246,19 @@ class Flow:
         self, output: Float[Tensor, "*shape"], x: Float[Tensor, "*shape"], point: Point
     ) -> Denoised:
         """(x + (1 - t) v, x - t v)."""
-        _, alpha, sigma = point.over(x)
+        _, alpha, sigma = over(point, x)
         return Denoised(x + sigma * output, x - alpha * output)
 
 
 def spaced(high: float, low: float, n: int, spacing: str, rho: float = 7.0) -> list[float]:
     """n numbers from high to low, even in x ("linear"), ln x ("exponential") or x^(1/rho)."""
+    back: Callable[[float], float]
     if spacing == "exponential":
         ends, back = (math.log(high), math.log(low)), math.exp
     elif spacing == "linear":
         ends, back = (high, low), float
     else:
-        ends, back = (high ** (1 / rho), low ** (1 / rho)), lambda y: float(y**rho)
+        ends, back = (high ** (1 / rho), low ** (1 / rho)), lambda y: float(math.pow(y, rho))
     inner = [ends[0] + i / max(n - 1, 1) * (ends[1] - ends[0]) for i in range(1, n - 1)]
     return [high, *(back(y) for y in inner), low][:n]
 

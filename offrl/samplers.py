@@ -84,13 +84,7 @@ def ddim(
 
     For eta > 0 noise has n - 1 tensors: none is added in the last step.
     """
-
-    def step(i: int, x: Tensor, now: Point, then: Point) -> tuple[Tensor, Number]:
-        denoised = denoise(x, now)
-        mean, std = kernel(denoised, now, then, eta)
-        return mean if std == 0.0 else mean + std * noise[i], denoised.evaluations
-
-    return _walk(step, path, x, before, after)
+    return _walk(partial(_ddim_step, denoise, noise, eta), path, x, before, after)
 
 
 @dataclass(frozen=True)
@@ -122,21 +116,7 @@ def heun(
     the point with more noise, both for Euler and for the trapezoid. Source: arXiv:2206.00364,
     algorithms 1 and 2. From a large sigma_max 3 to 5 steps overshoot the spread.
     """
-
-    def step(i: int, x: Tensor, now: Point, then: Point) -> tuple[Tensor, Number]:
-        if churn is not None:
-            x, now = _churned(churn, x, now, noise[i], len(path) - 1)
-        first = denoise(x, now)
-        end = move(first, then)
-        if _rates(then)[1] == 0.0:
-            return end, first.evaluations
-        second = denoise(end, then)
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = _rates(now), _rates(then)
-        x = x + (alpha_s - alpha_t) * 0.5 * (first.x0 + second.x0)
-        x = x + (sigma_s - sigma_t) * 0.5 * (first.eps + second.eps)
-        return x, first.evaluations + second.evaluations
-
-    return _walk(step, path, x, before, after)
+    return _walk(partial(_heun_step, denoise, noise, churn, len(path) - 1), path, x, before, after)
 
 
 def midpoint(
@@ -154,16 +134,7 @@ def midpoint(
     """
     if len(path) % 2 == 0:
         raise ConfigError(f"midpoint takes an even number of steps; this path has {len(path) - 1}")
-
-    def step(i: int, x: Tensor, now: Point, then: Point) -> tuple[Tensor, Number]:
-        middle = path[2 * i + 1]
-        first = denoise(x, now)
-        second = denoise(move(first, middle), middle)
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = _rates(now), _rates(then)
-        x = x + (alpha_s - alpha_t) * second.x0 + (sigma_s - sigma_t) * second.eps
-        return x, first.evaluations + second.evaluations
-
-    return _walk(step, path[::2], x, before, after)
+    return _walk(partial(_midpoint_step, denoise, path), path[::2], x, before, after)
 
 
 def dpm_solver_pp(
@@ -192,32 +163,8 @@ def dpm_solver_pp(
     """
     if order not in (1, 2, 3):
         raise ConfigError(f"dpm_solver_pp has order {order!r}; it must be 1, 2 or 3")
-    steps, ends_clean = len(path) - 1, _rates(path[-1])[1] == 0.0
-    seen: list[tuple[float, Tensor]] = []
-
-    def step(i: int, x: Tensor, now: Point, then: Point) -> tuple[Tensor, Number]:
-        x0, _, evaluations = denoise(x, now)
-        seen.append((_log_snr(now), x0))
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = _rates(now), _rates(then)
-        x = sigma_s / sigma_t * x + alpha_s * (1.0 - sigma_s * alpha_t / (alpha_s * sigma_t)) * x0
-        usable = min(order, i + 1, steps - i if ends_clean else order)
-        if usable == 1:
-            return x, evaluations
-        (place1, x1), (place, _) = seen[-2:]
-        h = _log_snr(then) - place
-        phi = math.expm1(-h)
-        r0 = (place - place1) / h
-        slope = (x0 - x1) / r0
-        if usable == 2:
-            return x - 0.5 * alpha_s * phi * slope, evaluations
-        place2, x2 = seen[-3]
-        r1 = (place1 - place2) / h
-        change = slope - (x1 - x2) / r1
-        phi2 = phi / h + 1.0
-        x = x + alpha_s * phi2 * (slope + r0 / (r0 + r1) * change)
-        return x - alpha_s * (phi2 / h - 0.5) * 2.0 / (r0 + r1) * change, evaluations
-
-    return _walk(step, path, x, before, after)
+    falls = len(path) - 1 if _rates(path[-1])[1] == 0.0 else None
+    return _walk(partial(_dpm_solver_pp_step, denoise, order, falls, []), path, x, before, after)
 
 
 def consistency(
@@ -234,15 +181,7 @@ def consistency(
 
     noise has n - 1 tensors. Source: arXiv:2303.01469, algorithm 1, where sigma_end = sigma_min.
     """
-    end = _rates(path[-1])[1]
-
-    def step(i: int, x: Tensor, now: Point, then: Point) -> tuple[Tensor, Number]:
-        x0, _, evaluations = denoise(x, now)
-        if i == len(path) - 2:
-            return x0, evaluations
-        alpha_s, sigma_s = _rates(then)
-        return alpha_s * x0 + math.sqrt(sigma_s**2 - end**2) * noise[i], evaluations
-
+    step = partial(_consistency_step, denoise, noise, len(path) - 1, _rates(path[-1])[1])
     return _walk(step, path, x, before, after)
 
 
@@ -341,3 +280,105 @@ def _log_snr(point: Point) -> float:
     if alpha == 0.0 or sigma == 0.0:
         return -math.inf if alpha == 0.0 else math.inf
     return math.log(alpha / sigma)
+
+
+def _ddim_step(
+    denoise: Denoise,
+    noise: Sequence[Tensor],
+    eta: float,
+    i: int,
+    x: Tensor,
+    now: Point,
+    then: Point,
+) -> tuple[Tensor, Number]:
+    denoised = denoise(x, now)
+    mean, std = kernel(denoised, now, then, eta)
+    return mean if std == 0.0 else mean + std * noise[i], denoised.evaluations
+
+
+def _heun_step(
+    denoise: Denoise,
+    noise: Sequence[Tensor],
+    churn: Churn | None,
+    steps: int,
+    i: int,
+    x: Tensor,
+    now: Point,
+    then: Point,
+) -> tuple[Tensor, Number]:
+    if churn is not None:
+        x, now = _churned(churn, x, now, noise[i], steps)
+    first = denoise(x, now)
+    end = move(first, then)
+    if _rates(then)[1] == 0.0:
+        return end, first.evaluations
+    second = denoise(end, then)
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = _rates(now), _rates(then)
+    x = x + (alpha_s - alpha_t) * 0.5 * (first.x0 + second.x0)
+    x = x + (sigma_s - sigma_t) * 0.5 * (first.eps + second.eps)
+    return x, first.evaluations + second.evaluations
+
+
+def _midpoint_step(
+    denoise: Denoise,
+    path: Path,
+    i: int,
+    x: Tensor,
+    now: Point,
+    then: Point,
+) -> tuple[Tensor, Number]:
+    middle = path[2 * i + 1]
+    first = denoise(x, now)
+    second = denoise(move(first, middle), middle)
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = _rates(now), _rates(then)
+    x = x + (alpha_s - alpha_t) * second.x0 + (sigma_s - sigma_t) * second.eps
+    return x, first.evaluations + second.evaluations
+
+
+def _dpm_solver_pp_step(
+    denoise: Denoise,
+    order: int,
+    falls: int | None,
+    seen: list[tuple[float, Tensor]],
+    i: int,
+    x: Tensor,
+    now: Point,
+    then: Point,
+) -> tuple[Tensor, Number]:
+    x0, _, evaluations = denoise(x, now)
+    seen.append((_log_snr(now), x0))
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = _rates(now), _rates(then)
+    x = sigma_s / sigma_t * x + alpha_s * (1.0 - sigma_s * alpha_t / (alpha_s * sigma_t)) * x0
+    usable = min(order, i + 1, order if falls is None else falls - i)
+    if usable == 1:
+        return x, evaluations
+    (place1, x1), (place, _) = seen[-2:]
+    h = _log_snr(then) - place
+    phi = math.expm1(-h)
+    r0 = (place - place1) / h
+    slope = (x0 - x1) / r0
+    if usable == 2:
+        return x - 0.5 * alpha_s * phi * slope, evaluations
+    place2, x2 = seen[-3]
+    r1 = (place1 - place2) / h
+    change = slope - (x1 - x2) / r1
+    phi2 = phi / h + 1.0
+    x = x + alpha_s * phi2 * (slope + r0 / (r0 + r1) * change)
+    return x - alpha_s * (phi2 / h - 0.5) * 2.0 / (r0 + r1) * change, evaluations
+
+
+def _consistency_step(
+    denoise: Denoise,
+    noise: Sequence[Tensor],
+    steps: int,
+    end: float,
+    i: int,
+    x: Tensor,
+    now: Point,
+    then: Point,
+) -> tuple[Tensor, Number]:
+    x0, _, evaluations = denoise(x, now)
+    if i == steps - 1:
+        return x0, evaluations
+    alpha_s, sigma_s = _rates(then)
+    return alpha_s * x0 + math.sqrt(sigma_s**2 - end**2) * noise[i], evaluations
