@@ -4,7 +4,7 @@ Two kinds, and they can be stacked. Wrappers of a denoiser take denoisers and gi
 sampler (offrl.samplers) works with them:
 
     blend            D = D_a + w (D_b - D_a)          classifier-free guidance, RLG
-    AdaptiveGuidance the same until both agree, then D_b alone
+    adaptive         the same until both agree, then D_b alone
     value_gradient   x0_hat + w sigma^2 grad Q
     below            a wrapper only where there is little noise left
 
@@ -43,7 +43,9 @@ def blend(base: Denoise, other: Denoise, weight: float) -> Denoise:
     return partial(_blend, base, other, weight)
 
 
-class AdaptiveGuidance:
+def adaptive(
+    base: Denoise, other: Denoise, weight: float, threshold: float, event: int = 2
+) -> Denoise:
     """Guidance for as long as it makes a difference (arXiv:2312.12487).
 
     Until eps_hat of both denoisers point the same way, cos(eps_base, eps_other) >= `threshold`
@@ -56,32 +58,7 @@ class AdaptiveGuidance:
     device at each call. When compiled there is no such branch: both are evaluated at every call,
     results and count are the same, and no time is saved.
     """
-
-    def __init__(
-        self, base: Denoise, other: Denoise, weight: float, threshold: float, event: int = 2
-    ) -> None:
-        self.base, self.other, self.weight = base, other, weight
-        self.threshold, self.event = threshold, event
-        self.finished: Tensor | None = None  # bool, (*seed, batch)
-
-    def __call__(self, x: Tensor, point: Point) -> Denoised:
-        other = self.other(x, point)
-        finished = self.finished
-        if finished is None:
-            finished = torch.zeros(x.shape[: x.ndim - self.event], dtype=torch.bool).to(x.device)
-        elif not torch.compiler.is_compiling() and bool(finished.all()):
-            return other._replace(evaluations=finished * other.evaluations)
-        base = self.base(x, point)
-        mixed = _mixed(base, other, self.weight)
-        alone = finished.reshape(finished.shape + (1,) * self.event)
-        a, b = base.eps.flatten(-self.event), other.eps.flatten(-self.event)
-        cosine = torch.nn.functional.cosine_similarity(a, b, -1, eps=1e-30)
-        self.finished = finished | (cosine >= self.threshold)
-        return Denoised(
-            torch.where(alone, other.x0, mixed.x0),
-            torch.where(alone, other.eps, mixed.eps),
-            other.evaluations + ~finished * base.evaluations,
-        )
+    return partial(_adaptive, base, other, weight, threshold, event, [])
 
 
 def value_gradient(
@@ -102,7 +79,7 @@ def value_gradient(
     The first takes the covariance of x0 given x to be sigma^2 I, which is right near data alone and
     too much before; where alpha is 0 the second has no direction and is left out. A weight of 0
     changes nothing. `max_norm` bounds the gradient's norm per sample; a gradient counts as no
-    evaluation of the network. `through` cannot be put around AdaptiveGuidance, but inside it.
+    evaluation of the network. `through` cannot be put around `adaptive`, but inside it.
     """
     return partial(_value_gradient, denoise, value, weight, through, max_norm, event)
 
@@ -268,6 +245,37 @@ def _over_candidates(evaluations: Number, n: int) -> Number:
 
 def _blend(base: Denoise, other: Denoise, weight: float, x: Tensor, point: Point) -> Denoised:
     return _mixed(base(x, point), other(x, point), weight)
+
+
+def _adaptive(
+    base: Denoise,
+    other: Denoise,
+    weight: float,
+    threshold: float,
+    event: int,
+    state: list[Tensor],
+    x: Tensor,
+    point: Point,
+) -> Denoised:
+    b = other(x, point)
+    if state:
+        finished = state[0]  # bool, (*seed, batch)
+    else:
+        finished = torch.zeros(x.shape[: x.ndim - event], dtype=torch.bool, device=x.device)
+        state.append(finished)
+    if not torch.compiler.is_compiling() and bool(finished.all()):
+        return b._replace(evaluations=finished * b.evaluations)
+    a = base(x, point)
+    mixed = _mixed(a, b, weight)
+    alone = finished.reshape(finished.shape + (1,) * event)
+    directions = a.eps.flatten(-event), b.eps.flatten(-event)
+    cosine = torch.nn.functional.cosine_similarity(*directions, -1, eps=1e-30)
+    state[0] = finished | (cosine >= threshold)
+    return Denoised(
+        torch.where(alone, b.x0, mixed.x0),
+        torch.where(alone, b.eps, mixed.eps),
+        b.evaluations + ~finished * a.evaluations,
+    )
 
 
 def _value_gradient(

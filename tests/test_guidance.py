@@ -10,7 +10,7 @@ from torch import Tensor
 from offrl.denoising import Denoise, Denoised, Path, Point, denoiser
 from offrl.errors import ConfigError
 from offrl.guidance import (
-    AdaptiveGuidance,
+    adaptive,
     below,
     best_of,
     blend,
@@ -67,7 +67,7 @@ def test_neutral_weights_change_nothing(process: Any) -> None:
     assert torch.equal(end(blend(A, B, 1.0)), other)
     assert torch.equal(end(value_gradient(A, unlike, 0.0, event=1)), base)
     assert torch.equal(end(value_gradient(A, unlike, 0.0, through=True, event=1)), base)
-    assert torch.equal(end(AdaptiveGuidance(A, B, 1.0, 0.9, event=1)), other)
+    assert torch.equal(end(adaptive(A, B, 1.0, 0.9, event=1)), other)
     assert torch.equal(end(below(B, A, -1.0)), base)
     torch.testing.assert_close(end(bounded(A, 1e6)), base, atol=1e-10, rtol=0)
     nothing = held(torch.zeros(6, 1).double(), normals(6, 1), torch.tensor(False))
@@ -120,35 +120,35 @@ def shifted(by: float) -> Denoise:
     return denoise
 
 
-def adaptive(threshold: float, rows: Tensor) -> tuple[Sample, Counted, AdaptiveGuidance]:
+def adapted(threshold: float, rows: Tensor) -> tuple[Sample, Counted]:
     base = Counted(shifted(-0.3))
-    guidance = AdaptiveGuidance(base, shifted(0.3), 2.0, threshold, event=1)
-    return ddim(guidance, EDM(sigma_min=0.05, sigma_max=5.0).path(8), rows), base, guidance
+    guidance = adaptive(base, shifted(0.3), 2.0, threshold, event=1)
+    return ddim(guidance, EDM(sigma_min=0.05, sigma_max=5.0).path(8), rows), base
 
 
 def test_adaptive_guidance_counts_what_it_skips() -> None:
     x = 5.0 * normals(6, 2)
-    never, base, _ = adaptive(1.1, x)
+    never, base = adapted(1.1, x)
     assert torch.as_tensor(never.evaluations).tolist() == [16] * 6
     assert base.calls == 8
     plain = ddim(
         blend(shifted(-0.3), shifted(0.3), 2.0), EDM(sigma_min=0.05, sigma_max=5.0).path(8), x
     )
     assert torch.equal(never.x, plain.x)
-    always, base, _ = adaptive(-1.0, x)
+    always, base = adapted(-1.0, x)
     assert torch.as_tensor(always.evaluations).tolist() == [9] * 6
     assert base.calls == 1
 
 
 def test_adaptive_guidance_decides_for_each_sample_as_if_alone() -> None:
     x = 5.0 * normals(2, 6, 2)
-    together, base, _ = adaptive(0.998, x)
+    together, base = adapted(0.998, x)
     counts = torch.as_tensor(together.evaluations)
     assert counts.shape == (2, 6)
     assert counts.unique().numel() > 1  # they differ, or this test shows nothing
     for k in range(2):
         for i in range(6):
-            alone, base, _ = adaptive(0.998, x[k, i : i + 1])
+            alone, base = adapted(0.998, x[k, i : i + 1])
             torch.testing.assert_close(alone.x[0], together.x[k, i], atol=1e-12, rtol=0)
             assert torch.as_tensor(alone.evaluations).tolist() == [int(counts[k, i])]
             assert 8 + base.calls == int(counts[k, i])  # alone, they are really skipped
@@ -336,21 +336,22 @@ def test_what_cannot_guide_is_refused() -> None:
 @pytest.mark.compiled
 def test_guidance_compiles_in_one_graph() -> None:
     """Also adaptive guidance, which then evaluates both models and gives the same."""
-    path, x = EDM(sigma_min=0.05, sigma_max=5.0).path(4), 5.0 * normals(6, 2)
+    process = EDM(sigma_min=0.05, sigma_max=5.0)
+    path, x = process.path(4), 5.0 * normals(6, 2)
     weight = normals(2, 2)
 
     def network(x: Tensor, level: Tensor, condition: Tensor | None) -> Tensor:
         return torch.tanh(x @ weight) + level[..., None]
 
     def sample(x: Tensor) -> tuple[Tensor, Tensor]:
-        plain = denoiser(EDM(), network, event=1)
+        plain = denoiser(process, network, event=1)
         steep = value_gradient(plain, lambda x0: x0.sum(-1), 0.1, through=True, event=1)
-        guidance = AdaptiveGuidance(shifted(-0.3), shifted(0.3), 2.0, 0.998, event=1)
+        guidance = adaptive(shifted(-0.3), shifted(0.3), 2.0, 0.998, event=1)
         mixed = ddim(blend(steep, guidance, 0.5), path, x)
         return mixed.x, torch.as_tensor(mixed.evaluations)
 
     def decode(x: Tensor, steps: Tensor, choice: Tensor) -> Tensor:
-        denoise = denoiser(EDM(), network, event=1)
+        denoise = denoiser(process, network, event=1)
         noise, by = steps.unbind(0), choice.unbind(0)
         return svdd(denoise, path, x, noise, by, lambda x0: x0[..., 0], 3, 0.5, event=1).x
 
