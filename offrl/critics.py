@@ -114,8 +114,6 @@ class Value(nn.Module):
             features = int(trunk.features)  # type: ignore[arg-type]
             self.net = nn.Sequential(trunk, Linear(features, 1, learners, members, init.last))
 
-    def forward(
-        self, obs: Float[Tensor, "*seed batch obs"]
-    ) -> Float[Tensor, "*stack batch"]:
+    def forward(self, obs: Float[Tensor, "*seed batch obs"]) -> Float[Tensor, "*stack batch"]:
         v: Tensor = self.net(obs).squeeze(-1)
         return v
