@@ -4,13 +4,14 @@ A cell is named by the hash of everything that determines its numbers; a finishe
 an unfinished one resumed.
 """
 
+import argparse
 import hashlib
 import json
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from offrl.datasets.loading import load_dataset
+from offrl.datasets.minari import write_minari
+from offrl.datasets.offline import OfflineDataset
 from offrl.evaluation import evaluate
 from offrl.experiment import Plan, learner_folders, resume_run, start_run
 from offrl.files import read_json, write_json
@@ -26,9 +30,33 @@ from offrl.policy import load_policy
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, WORK = ROOT / "results", ROOT / "runs" / "results"
 FINAL_EPISODES, FINAL_SEED = 20, 0  # starts of the final evaluation, common to all cells
+SHIPPED = ("hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay")
 WRITING = ("log_every", "checkpoint_every", "keep_checkpoints", "best_by")
 OFF = (False, 0, None, "none", ())
 KEPT = ("step,name,value", "eval/", "validation/")  # of metrics.csv, which the curves need
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every table's cells are trained with, and whether they are."""
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=100_000)
+    parser.add_argument("--backend", default="inductor", choices=["eager", "inductor"])
+    parser.add_argument("--matmul", default="bfloat16", choices=["float32", "bfloat16"])
+    parser.add_argument("--draw", action="store_true", help="only the page, of existing cells")
+
+
+def training_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Settings of a cell that has all its seeds, from those arguments."""
+    asked = ("seeds", "steps", "backend", "matmul")
+    return {"eval_every": 5_000, **{name: getattr(options, name) for name in asked}}
+
+
+def kept_dataset(path: Path, make: Callable[[], OfflineDataset]) -> OfflineDataset:
+    """A dataset that is made once and then read from `path`, so that cells can be resumed."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_minari(make(), path)
+    return load_dataset(path)
 
 
 def cell_hash(record: Mapping[str, Any]) -> str:

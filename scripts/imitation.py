@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cells import RESULTS, run_cell
+from cells import RESULTS, SHIPPED, add_training_arguments, run_cell, training_settings
 from results_page import Cell, read_cell
 
 import offrl
 from offrl.experiment import Plan, plan
 
-SHIPPED = ("hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay")
 PAGE = RESULTS / "imitation"
 ROWS = {  # folder, agent, and what the row is
     "all/odice_il": "ODICE, the expert's episode and all data",
@@ -99,16 +98,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--datasets", nargs="+", default=list(SHIPPED))
     parser.add_argument("--expert", default="", help="dataset whose best episode is the expert's")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=100_000)
-    parser.add_argument("--backend", default="inductor", choices=["eager", "inductor"])
-    parser.add_argument("--matmul", default="bfloat16", choices=["float32", "bfloat16"])
-    parser.add_argument("--draw", action="store_true", help="only the table")
+    add_training_arguments(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if not arguments.draw:
-        settings = {"steps": arguments.steps, "seeds": arguments.seeds, "eval_every": 5_000}
-        settings |= {"backend": arguments.backend, "matmul": arguments.matmul}
+        settings = training_settings(arguments)
         for dataset in arguments.datasets:
             for name, planned in plans(dataset, arguments.expert, settings):
                 run_cell(planned, name)

@@ -6,38 +6,35 @@
 
 A cell is an agent on a dataset with all its seeds, trained side by side. It is named by the hash
 of everything that determines its numbers; a finished cell is skipped, an unfinished one resumed.
+Agents whose settings name an expert imitate it, whatever the rewards are: scripts/imitation.py
+compares those, and here they are run only where --agents asks for them.
 """
 
 import argparse
 import sys
 
 import torch
-from cells import RESULTS, ROOT, run_cell
+from cells import RESULTS, ROOT, SHIPPED, add_training_arguments, run_cell, training_settings
 from results_page import draw
 
 import offrl
 from offrl.agents import AGENTS
 from offrl.experiment import plan
 
+COMPARED = tuple(name for name, (_, config) in AGENTS.items() if not hasattr(config, "expert"))
 MEASURED = ROOT / "agents" / "measured.json"
-SHIPPED = ("hopper-medium-replay", "halfcheetah-medium-replay", "walker2d-medium-replay")
 
 
 def main() -> int:
     """Run missing cells, then draw."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--datasets", nargs="+", default=list(SHIPPED))
-    parser.add_argument("--agents", nargs="+", default=list(AGENTS))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=100_000)
-    parser.add_argument("--backend", default="inductor", choices=["eager", "inductor"])
-    parser.add_argument("--matmul", default="bfloat16", choices=["float32", "bfloat16"])
-    parser.add_argument("--draw", action="store_true", help="only table and curves")
+    parser.add_argument("--agents", nargs="+", default=list(COMPARED), choices=list(AGENTS))
+    add_training_arguments(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if not arguments.draw:
-        settings = {"steps": arguments.steps, "seeds": arguments.seeds, "eval_every": 5_000}
-        settings |= {"backend": arguments.backend, "matmul": arguments.matmul}
+        settings = training_settings(arguments)
         for dataset in arguments.datasets:
             for agent in arguments.agents:
                 planned = plan(agent, dataset, settings=settings)

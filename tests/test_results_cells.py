@@ -9,6 +9,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from cells import cell_hash
 
+from offrl.agents import AGENTS
+from results import COMPARED
+
 
 def record(**changes: Any) -> dict[str, Any]:
     made: dict[str, Any] = {
@@ -55,3 +58,7 @@ def test_what_a_run_writes_is_no_part_of_its_numbers(change: dict[str, Any]) -> 
 )
 def test_what_determines_the_numbers_makes_another_cell(changes: dict[str, Any]) -> None:
     assert cell_hash(record(**changes)) != cell_hash(record())
+
+
+def test_only_what_imitates_an_expert_is_left_out_unless_it_is_asked_for() -> None:
+    assert set(AGENTS) - set(COMPARED) == {"odice_il"} and {"bc", "percent_bc"} <= set(COMPARED)
