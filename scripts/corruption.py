@@ -6,27 +6,35 @@
 
 A cell is an agent on a dataset corrupted in one element, with one seed, which is that of the masks
 as well as of the training, as in RIQL's paper. Finished cells are skipped, unfinished resumed.
-Scores on clean data are those of scripts/results.py, where they were trained as long.
+Scores on clean data are those of scripts/results.py where they were trained as long and with the
+same settings; else a cell of all seeds on the clean data is run here, under
+results/corruption/<dataset>/clean. --clean runs it in any case, --no-clean never.
 results/corruption/<dataset>/discussion.md, written by hand, stands below that dataset's tables.
 """
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from cells import RESULTS, WORK, run_cell
+from cells import (
+    RESULTS,
+    WORK,
+    add_training_arguments,
+    kept_dataset,
+    run_cell,
+    training_settings,
+)
 
 import offrl
 from offrl.agents import AGENTS
 from offrl.corrupt_cli import ATTACKER_STEPS, attacker_for, corrupt_with_bar
 from offrl.datasets.corruption import ELEMENTS, MODES, Corruption
 from offrl.datasets.loading import load_dataset
-from offrl.datasets.minari import write_minari
 from offrl.datasets.offline import OfflineDataset
 from offrl.experiment import plan
 from offrl.files import read_json
@@ -40,6 +48,7 @@ ASKED: Mapping[str, tuple[str, ...]] = {  # agent -> elements, unless --agents o
     "edac": ("rewards", "dynamics"),
 }
 SETTINGS: Mapping[str, Mapping[str, Any]] = {"edac": {"ensemble": 10}}  # Hopper's recipe has 50
+CLEAN = "clean"  # in the place of a mode and an element
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 
 
@@ -52,22 +61,32 @@ def main() -> int:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=["random"])
     parser.add_argument("--rate", type=float, default=0.3)
     parser.add_argument("--scale", type=float, default=1.0)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--attacker-steps", type=int, default=ATTACKER_STEPS)
-    parser.add_argument("--backend", default="inductor", choices=["eager", "inductor"])
-    parser.add_argument("--matmul", default="bfloat16", choices=["float32", "bfloat16"])
-    parser.add_argument("--draw", action="store_true", help="only the page")
+    parser.add_argument("--clean", action=argparse.BooleanOptionalAction)
+    add_training_arguments(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if not options.draw:
         for dataset in options.datasets:
             clean = load_dataset(dataset)
+            run_clean(clean, options)
             for seed in range(options.seeds):
                 for mode in options.modes:
                     run_mode(clean, mode, seed, options)
     draw(PAGE, RESULTS)
     return 0
+
+
+def run_clean(clean: OfflineDataset, options: argparse.Namespace) -> None:
+    """The cells on the clean data of agents whose score there is not known, or of all asked for."""
+    for agent in options.agents or ASKED:
+        wanted = options.clean
+        if wanted is None:
+            wanted = comparable(RESULTS / clean.name / agent, {options.steps}) is None
+        if wanted:
+            settings = {**training_settings(options), **SETTINGS.get(agent, {})}
+            planned = plan(agent, clean, settings=settings)
+            run_cell(planned, f"corruption/{clean.name}/{CLEAN}/{agent}")
 
 
 def run_mode(clean: OfflineDataset, mode: str, seed: int, options: argparse.Namespace) -> None:
@@ -80,8 +99,7 @@ def run_mode(clean: OfflineDataset, mode: str, seed: int, options: argparse.Name
         corruption = Corruption((element,), mode, options.rate, options.scale, seed)
         data = corrupted(clean, corruption, options.attacker_steps)
         for agent in asked:
-            settings = {"steps": options.steps, "seed": seed, "eval_every": 5_000}
-            settings |= {"backend": options.backend, "matmul": options.matmul}
+            settings = {**training_settings(options), "seeds": 1, "seed": seed}
             planned = plan(agent, data, settings={**settings, **SETTINGS.get(agent, {})})
             run_cell(planned, f"corruption/{clean.name}/{corruption.label}/{agent}/seed-{seed}")
 
@@ -92,11 +110,12 @@ def corrupted(clean: OfflineDataset, corruption: Corruption, attacker_steps: int
     if corruption.needs_attacker:
         numbers += f"-{attacker_steps}"
     path = WORK / "corrupted" / f"{clean.name}-{corruption.label}-{numbers}"
-    if not path.exists():
+
+    def make() -> OfflineDataset:
         attacker = attacker_for(clean, attacker_steps) if corruption.needs_attacker else None
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_minari(corrupt_with_bar(clean, corruption, attacker), path)
-    return load_dataset(path)
+        return corrupt_with_bar(clean, corruption, attacker)
+
+    return kept_dataset(path, make)
 
 
 @dataclass(frozen=True)
@@ -143,8 +162,8 @@ def draw(page: Path, results: Path) -> None:
             table = {agent: row for agent, row in table.items() if any(row.values())}
             if not table:
                 continue
-            home = results / folder.name
-            clean = {agent: comparable(home / agent, row) for agent, row in table.items()}
+            homes = (folder / CLEAN, results / folder.name)
+            clean = {agent: clean_score(homes, agent, row) for agent, row in table.items()}
             picture = f"{folder.name}-{mode}.png"
             draw_bars(table, clean, page / picture, f"{folder.name}, {mode} corruption")
             lines += section(folder.name, mode, table, clean)
@@ -162,19 +181,26 @@ INTRODUCTION = """\
 
 Normalised score, 100 (return - min) / (max - min) with D4RL's references, of the last policies on
 20 starts of the clean environment, common to all; mean over seeds with its 95 % interval (Student's
-t over seeds), and the share of the score on clean data that is left. Each seed has masks, noise and
-a training of its own. The protocol is that of RIQL (`offrl data corrupt --help`). Made by
-`python scripts/corruption.py`; each cell's `cell.json` has its command, commit, machine and every
-return."""
+t over seeds), and the share of the score on clean data that is left, which was trained as long and
+with the same settings. Each seed has masks, noise and a training of its own. The protocol is that
+of RIQL (`offrl data corrupt --help`). Made by `python scripts/corruption.py`; each cell's
+`cell.json` has its command, commit, machine and every return."""
 
 
-def comparable(folder: Path, row: Row) -> Score | None:
-    """The score on clean data, where it was trained as long."""
-    found = read_score(folder)
+def clean_score(homes: Sequence[Path], agent: str, row: Row) -> Score | None:
+    """The score on clean data of the first of these folders that has a comparable one."""
     steps = {score.config["train"]["steps"] for score in row.values() if score}
+    found = (comparable(home / agent, steps) for home in homes)
+    return next((score for score in found if score), None)
+
+
+def comparable(folder: Path, steps: Set[int]) -> Score | None:
+    """The score on clean data, where it was trained as long and with the settings used here."""
+    found = read_score(folder)
     if found is None or steps != {found.config["train"]["steps"]}:
         return None
-    return found
+    used = found.config["agent_config"]
+    return found if used == {**used, **SETTINGS.get(folder.name, {})} else None
 
 
 def section(

@@ -13,18 +13,20 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
 
 import cells
 import corruption
+from corruption import Score
 
 from offrl.datasets.corruption import Corruption, masks_of
 from offrl.datasets.offline import Reference
-from offrl.experiment import plan
+from offrl.experiment import Plan, plan
 
 
-def cell(folder: Path, scores: list[float], steps: int = 100) -> None:
+def cell(folder: Path, scores: list[float], steps: int = 100, **settings: Any) -> None:
     folder.mkdir(parents=True)
     stored = {"hash": "h", "seeds": [{"final": {"score": score}} for score in scores]}
     (folder / "cell.json").write_text(json.dumps(stored))
     train = {"steps": steps, "backend": "eager", "matmul": "float32"}
-    (folder / "config.json").write_text(json.dumps({"train": train}))
+    config = {"train": train, "agent_config": settings}
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def test_the_page_by_hand(tmp_path: Path) -> None:
@@ -47,12 +49,52 @@ def test_the_page_by_hand(tmp_path: Path) -> None:
     assert (page / "hopper-random.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_clean_score_is_of_the_same_length_and_settings(tmp_path: Path) -> None:
+    homes = own, shared = (tmp_path / "own", tmp_path / "shared")
+    row = {"rewards": Score((1.0,), {"train": {"steps": 100}}), "dynamics": None}
+    assert corruption.clean_score(homes, "edac", row) is None
+    cell(shared / "edac", [40.0], ensemble=50)
+    assert corruption.clean_score(homes, "edac", row) is None
+    cell(own / "edac", [30.0], ensemble=10)
+    found = corruption.clean_score(homes, "edac", row)
+    assert found is not None and found.values == (30.0,)
+    cell(own / "iql", [7.0], steps=99)
+    assert corruption.clean_score(homes, "iql", row) is None
+    cell(shared / "iql", [8.0])
+    found = corruption.clean_score(homes, "iql", row)
+    assert found is not None and found.values == (8.0,)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [([], ["edac", "td3_bc"]), (["--clean"], ["iql", "edac", "td3_bc"]), (["--no-clean"], [])],
+    ids=["unless known", "always", "never"],
+)
+def test_clean_cells_are_run_unless_a_comparable_one_exists(
+    asked: list[str], expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell(tmp_path / "hopper-medium-replay" / "iql", [8.0], steps=4)
+    cell(tmp_path / "hopper-medium-replay" / "edac", [8.0], steps=4, ensemble=50)
+    run: dict[str, Plan] = {}
+    monkeypatch.setattr(corruption, "RESULTS", tmp_path)
+    monkeypatch.setattr(corruption, "run_cell", lambda planned, name: run.update({name: planned}))
+    monkeypatch.setattr(corruption, "run_mode", lambda *a: None)
+    monkeypatch.setattr(corruption, "draw", lambda *a: None)
+    line = ["corruption.py", "--agents", "iql", "edac", "td3_bc", "--steps", "4", "--seeds", "2"]
+    monkeypatch.setattr(sys, "argv", [*line, *asked])
+    corruption.main()
+    assert list(run) == [f"corruption/hopper-medium-replay/clean/{agent}" for agent in expected]
+    for planned in run.values():
+        assert (planned.train.seeds, planned.train.steps) == (2, 4)
+        assert planned.agent != "edac" or planned.agent_config.ensemble == 10
+
+
 def test_corrupted_data_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corruption, "WORK", tmp_path)
     data = walk(episodes=2, length=20)
     asked = Corruption(("dynamics",), seed=2)
     first = corruption.corrupted(data, asked, 1)
-    monkeypatch.setattr(corruption, "write_minari", None)
+    monkeypatch.setattr(corruption, "corrupt_with_bar", None)
     again = corruption.corrupted(data, asked, 1)
     assert first.fingerprint == again.fingerprint and masks_of(again)["dynamics"].any()
 
