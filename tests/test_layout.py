@@ -210,11 +210,12 @@ FLOORS = _floors()
 
 
 def _floor(module: str) -> int:
-    """The floor of a module: the one that names it, else the one whose pattern it fits."""
+    """The floor of a module: the one that names it, else the one whose longest pattern it fits."""
     exact = [i for i, (_, names) in enumerate(FLOORS) if module in names]
-    fits = exact or [
-        i for i, (_, names) in enumerate(FLOORS) if any(fnmatchcase(module, n) for n in names)
+    patterns = [
+        (len(n), i) for i, (_, names) in enumerate(FLOORS) for n in names if fnmatchcase(module, n)
     ]
+    fits = exact or [i for length, i in patterns if length == max(patterns)[0]]
     assert len(fits) == 1, f"ARCHITECTURE.md puts {module} on {len(fits)} floors"
     return fits[0]
 
