@@ -10,6 +10,7 @@ from offrl.agents.a2pr import A2PR, A2PRConfig
 from offrl.agents.awac import AWAC, AWACConfig
 from offrl.agents.bc import BC, BCConfig
 from offrl.agents.cql import CQL, CQLConfig
+from offrl.agents.diffusion_policy import DiffusionPolicy, DiffusionPolicyConfig
 from offrl.agents.edac import EDAC, EDACConfig
 from offrl.agents.iql import IQL, IQLConfig
 from offrl.agents.odice import ODICE, ODICEConfig
@@ -35,6 +36,7 @@ AGENTS: dict[str, tuple[type[Agent], Any]] = {
     "edac": (EDAC, EDACConfig()),
     "cql": (CQL, CQLConfig()),
     "awac": (AWAC, AWACConfig()),
+    "diffusion_policy": (DiffusionPolicy, DiffusionPolicyConfig()),
 }
 
 __all__ = [
@@ -55,6 +57,8 @@ __all__ = [
     "AWACConfig",
     "BCConfig",
     "CQLConfig",
+    "DiffusionPolicy",
+    "DiffusionPolicyConfig",
     "EDACConfig",
     "IQLConfig",
     "ODICEConfig",

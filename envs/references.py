@@ -21,12 +21,18 @@ def reference_for(name: str) -> Reference | None:
     return Reference(float(task["min"]), float(task["max"]), _table()["source"])
 
 
+OWN = "offrl"  # namespace and family of the tasks in offrl.envs
+
+
 def families(name: str) -> list[str]:
     """Families of an environment id or dataset name, most specific first; empty if unknown.
 
     The first family of a dataset is its kind, which is its name without the version:
-    hopper-medium-replay, then hopper, then locomotion.
+    hopper-medium-replay, then hopper, then locomotion. A task of offrl is its own family, by its
+    name without the version, and then that of all: offrl.
     """
+    if name.startswith(f"{OWN}/"):
+        return [_kind(name).lower(), OWN]
     task = _task(name)
     if task is None:
         return []

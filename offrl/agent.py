@@ -39,6 +39,8 @@ class Agent(nn.Module, ABC):
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # environment family -> settings
     suits: ClassVar[str] = ""  # the data that the method is for, in a few words
     stacked: ClassVar[bool] = True  # several seeds in the same kernels; else one after another
+    measure: ClassVar[str] = "action_error"  # of `validate`, by which the best is chosen without an
+    # environment
     config_class: ClassVar[type[Any]]  # of the settings; found here for agents of your own
     actor: nn.Module
     obs_mean: Tensor
@@ -57,6 +59,11 @@ class Agent(nn.Module, ABC):
         self._compiled: dict[str, Callable[..., Any]] = {}
         self.register_buffer("obs_mean", torch.zeros(self.obs_dim))
         self.register_buffer("obs_std", torch.ones(self.obs_dim))
+
+    @classmethod
+    def stacks(cls, config: Any) -> bool:
+        """Whether several seeds share kernels under these settings."""
+        return cls.stacked
 
     def view(self, dataset: OfflineDataset) -> Replay:
         """What this agent sees of a dataset: transitions, mapped as its config says.

@@ -353,7 +353,7 @@ def _trainers(
     One trains all learners side by side where the agent is stacked; else each has its own.
     """
     folders = learner_folders(folder, plan.train)
-    if plan.cls.stacked:
+    if plan.cls.stacks(plan.agent_config):
         return [partial(_trainer, plan, folder, folders, callbacks)]
     return [
         partial(_trainer, single, folder, [path], callbacks)

@@ -68,6 +68,13 @@ def cosine_rate(lr: float, step: int, steps: int) -> float:
     return lr * 0.5 * (1.0 + math.cos(math.pi * step / steps))
 
 
+def warm_cosine_rate(lr: float, step: int, steps: int, warmup: int) -> float:
+    """lr (step + 1) / warmup in the first `warmup` steps, from then on lr down a cosine to 0."""
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    return cosine_rate(lr, step - warmup, max(steps - warmup, 1))
+
+
 def move_rates(optimizers: Iterable[Optimizer], device: torch.device) -> None:
     """Learning rates go where the parameters went."""
     for optimizer in optimizers:

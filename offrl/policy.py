@@ -22,6 +22,7 @@ from offrl.datasets.windows import goal_parts
 from offrl.envs.layout import numbers
 from offrl.errors import ConfigError, DataError, RunError
 from offrl.execution import Execution, PlanState, due, next_action, real_of, remembered
+from offrl.planners import planner_from_spec
 from offrl.policy_base import F32, BasePolicy, Observation, Slots
 from offrl.policy_format import PolicyFile
 from offrl.types import Context, Noise
@@ -344,8 +345,13 @@ def load_policy(
 
 
 def _network(saved: PolicyFile, actor: nn.Module | type[nn.Module] | None) -> nn.Module:
-    if actor is None:
+    if actor is None and saved.execution is None:
         return actor_from_spec(saved.actor)
+    if actor is None:
+        try:
+            return planner_from_spec(saved.actor)
+        except (KeyError, TypeError) as e:
+            raise RunError(f"{saved.path}: the entry 'actor' is damaged: {e!r}") from e
     if isinstance(actor, nn.Module):
         return actor
     arguments = {k: v for k, v in saved.actor.items() if k != "type"}

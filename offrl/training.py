@@ -131,7 +131,7 @@ class Trainer:
         chosen = self.config.best_by
         if chosen == "auto":
             if self.make_env is None:
-                return "validation/action_error" if validation is not None else "none"
+                return f"validation/{self.agent.measure}" if validation is not None else "none"
             return "eval/return"
         if chosen.startswith("eval/") and self.make_env is None:
             raise ConfigError(f"best_by is {chosen!r}, but there is no environment to evaluate in")
@@ -262,6 +262,8 @@ class Trainer:
         values = {"eval/return": result.mean, "eval/length": float(result.lengths.mean())}
         if self.reference is not None:
             values["eval/score"] = float(self.reference.score(result.mean))
+        if result.success_rate is not None:
+            values["eval/success"] = result.success_rate
         return values
 
     def _describe(self, mean_return: float) -> str:

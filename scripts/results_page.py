@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,8 @@ def read_cell(folder: Path) -> Cell:
     scores = [s["final"]["score"] for s in seeds]
     interval = t_interval(scores)
     rates = [s["rate"] for s in seeds]
-    stacked = AGENTS[agent][0].stacked
+    config = read_json(learners(folder)[0] / "config.json")
+    stacked = AGENTS[agent][0].stacks(SimpleNamespace(**config["agent_config"]))
     return Cell(
         agent,
         float(np.mean(scores)),
@@ -83,7 +85,7 @@ def read_cell(folder: Path) -> Cell:
         # Learners of a stack advance together; looped ones have the machine to themselves.
         float(np.mean(rates)) * (len(seeds) if stacked else 1),
         {name: stored[name] for name in ("date", "commit", "machine")},
-        read_json(learners(folder)[0] / "config.json"),
+        config,
     )
 
 

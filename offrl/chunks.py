@@ -1,0 +1,230 @@
+"""What agents of action chunks have in common: settings, views, backbones, the policy handed over.
+
+    L = E[ |net(x_t, t, o) - target|^2 ],  x_t = alpha x0 + sigma eps
+
+with x0 a chunk of `horizon` actions that begins at the oldest of `history` observations o. These
+are functions of an agent that has a `net`, the `average` of it that acts, and a `generation`; the
+agent says which process, and in which order they are used.
+Source: Diffusion Policy (Chi et al., RSS 2023, arXiv:2303.04137).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from offrl.backbones import Backbone, MLPDenoiser
+from offrl.checks import check_choice, check_intervals
+from offrl.datasets.offline import OfflineDataset, Spec
+from offrl.datasets.replay import Replay
+from offrl.datasets.windows import Normalize, Windows, windows
+from offrl.ema import Average, Decay
+from offrl.execution import Execution
+from offrl.generation import Generation
+from offrl.networks import Learners, learner_view
+from offrl.optim import set_lr, warm_cosine_rate
+from offrl.planners import ChunkPlanner
+from offrl.policy import PlanPolicy
+from offrl.streams import Stream
+from offrl.transformer import CrossTransformer
+from offrl.types import Noise
+from offrl.unet import UNet
+
+BackboneName = Literal["unet", "transformer", "mlp", "resnet", "film"]
+BACKBONE_NAMES = ("unet", "transformer", "mlp", "resnet", "film")
+MLP_BLOCKS: Mapping[str, Literal["plain", "residual", "film"]] = {
+    "mlp": "plain",
+    "resnet": "residual",
+    "film": "film",
+}
+HEADS = 4  # of the transformer, as published
+
+
+@dataclass(frozen=True)
+class ChunkConfig:
+    """Windows, network and training of a policy of chunks; defaults are Diffusion Policy's."""
+
+    history: int = 2  # To, observations that the policy sees
+    horizon: int = 16  # Tp, actions of a plan, from that of the oldest observation on
+    execute: int = 8  # Ta, actions taken before the next plan
+    ensemble: float = -1.0  # m, a plan at each step, averaged by exp(-m i); below 0: none
+    mask_padding: bool = False  # leave out of the loss what lies beyond an episode's ends
+    normalize: Normalize = "minmax"  # of observations
+    normalize_action: bool = True  # to [-1, 1] by the data's range, not by the bounds
+    backbone: BackboneName = "unet"
+    width: int = 256  # of an MLP's layers, a transformer's tokens, the U-Net's first level
+    depth: int = 3  # blocks, layers, or levels of which each has twice the channels
+    lr: float = 1e-4
+    warmup: int = 500  # steps in which the learning rate rises, before it falls along a cosine
+    weight_decay: float = 1e-6
+    ema_power: float = 0.75  # decay of the average: 1 - (1 + step)^-power
+    ema_max: float = 0.9999  # its bound
+
+    def __post_init__(self) -> None:
+        check_intervals(
+            self,
+            **{"history": "[1, inf)", "horizon": "[1, inf)", "execute": "[1, inf)"},
+            **{"width": "[1, inf)", "depth": "[1, inf)", "lr": "(0, inf)"},
+            **{"warmup": "[0, inf)", "weight_decay": "[0, inf)"},
+            **{"ema_power": "(0, inf)", "ema_max": "[0, 1]", "ensemble": "[-1, inf)"},
+        )
+        check_choice(self, "backbone", BACKBONE_NAMES)
+        check_choice(self, "normalize", ("none", "zscore", "minmax"))
+        self.execution()
+
+    def execution(self) -> Execution:
+        """How plans are carried out."""
+        averaged = self.ensemble >= 0.0
+        return Execution(
+            horizon=self.horizon,
+            history=self.history,
+            execute=1 if averaged else self.execute,
+            ensemble=self.ensemble if averaged else None,
+        )
+
+
+@runtime_checkable
+class Chunked(Protocol):
+    """An agent that generates chunks."""
+
+    spec: Spec
+    learners: Learners
+    obs_dim: int
+    act_dim: int
+    obs_mean: Tensor
+    obs_std: Tensor
+    action_mid: Tensor
+    action_half: Tensor
+
+    @property
+    def config(self) -> ChunkConfig: ...
+    @property
+    def net(self) -> nn.Module: ...
+    @property
+    def average(self) -> Average[Any]: ...
+    @property
+    def generation(self) -> Generation: ...
+    def register_buffer(self, name: str, tensor: Tensor) -> None: ...
+
+
+def stacks(config: Any) -> bool:
+    """Whether learners share kernels: with the backbones that are MLPs."""
+    return config.backbone in MLP_BLOCKS
+
+
+def chunk_backbone(agent: Chunked, level_scale: float) -> Backbone:
+    """The network that the settings ask for; `level_scale` as in `offrl.backbones`."""
+    cfg, horizon = agent.config, agent.config.horizon
+    if cfg.backbone in MLP_BLOCKS:
+        return MLPDenoiser(
+            horizon,
+            agent.act_dim,
+            cfg.history * agent.obs_dim,
+            agent.learners,
+            blocks=MLP_BLOCKS[cfg.backbone],
+            hidden=cfg.width,
+            depth=cfg.depth,
+            level_scale=level_scale,
+        )
+    if cfg.backbone == "transformer":
+        return CrossTransformer(
+            horizon,
+            agent.act_dim,
+            cfg.history,
+            agent.obs_dim,
+            agent.learners,
+            layers=cfg.depth,
+            heads=HEADS,
+            width=cfg.width,
+            level_scale=level_scale,
+        )
+    return UNet(
+        horizon,
+        agent.act_dim,
+        cfg.history * agent.obs_dim,
+        agent.learners,
+        channels=[cfg.width * 2**i for i in range(cfg.depth)],
+        level_scale=level_scale,
+    )
+
+
+def chunk_view(agent: Chunked, dataset: OfflineDataset) -> Windows:
+    """The windows that the settings ask for, as Diffusion Policy cuts them.
+
+    A window may begin history - 1 steps before its episode, and end execute - 1 behind it.
+    """
+    cfg = agent.config
+    ahead = cfg.horizon - cfg.history
+    return windows(
+        dataset,
+        history=cfg.history,
+        horizon=cfg.horizon,
+        after=ahead if cfg.ensemble >= 0.0 else min(cfg.execute - 1, ahead),
+        normalize=cfg.normalize,
+        normalize_action=cfg.normalize_action,
+    )
+
+
+def register_action_maps(agent: Chunked) -> None:
+    """Buffers for the actions that -1 and 1 stand for, which a policy takes along."""
+    agent.register_buffer("action_mid", torch.zeros(agent.act_dim))
+    agent.register_buffer("action_half", torch.ones(agent.act_dim))
+
+
+def prepare_chunks(agent: Chunked, replay: Replay) -> None:
+    """Take the maps of actions from the view; `Agent.prepare` takes those of observations."""
+    agent.action_mid.copy_(replay.action_mid)
+    agent.action_half.copy_(replay.action_half)
+
+
+def average_of(agent: Chunked, net: Backbone) -> Average[Any]:
+    """The average that acts, which begins as a copy of the network."""
+    return Average(net, Decay(high=agent.config.ema_max, power=agent.config.ema_power))
+
+
+def schedule_chunks(agent: Chunked, optimizer: Optimizer, step: int, steps: int) -> None:
+    """Learning rate and rate of the average for this update."""
+    cfg = agent.config
+    set_lr(optimizer, warm_cosine_rate(cfg.lr, step, steps, cfg.warmup))
+    agent.average.schedule(step)
+
+
+def chunk_noise(agent: Chunked, batch_size: int) -> dict[str, tuple[int, ...]]:
+    """Of an update: the levels, and the noise of each chunk, for one learner."""
+    return {"level": (batch_size,), "noise": (batch_size, agent.config.horizon, agent.act_dim)}
+
+
+def held_out_noise(agent: Chunked, shape: tuple[int, ...]) -> Noise:
+    """The same numbers at every validation, for chunks of a batch (*seed, batch)."""
+    like, single = agent.obs_mean, shape[-1:]
+    stream = Stream(0, "validation").block(0)
+    wanted = {"level": single, "noise": (*single, agent.config.horizon, agent.act_dim)}
+    drawn = {k: stream.standard_normal(s, dtype=np.float32) for k, s in wanted.items()}
+    return {k: torch.from_numpy(v).to(like).expand(*shape[:-1], *v.shape) for k, v in drawn.items()}
+
+
+def chunk_policy(
+    agent: Chunked, planner: nn.Module, provenance: Mapping[str, Any] | None
+) -> PlanPolicy:
+    """The policy of one learner's planner, with all that it needs to act."""
+    low = (agent.action_mid - agent.action_half).cpu().numpy()
+    high = (agent.action_mid + agent.action_half).cpu().numpy()
+    return PlanPolicy(
+        planner,
+        agent.spec,
+        agent.obs_mean,
+        agent.obs_std,
+        dict(provenance or {}),
+        action_range=(low, high),
+        execution=agent.config.execution(),
+    )
+
+
+def chunk_planner(agent: Chunked, learner: int) -> ChunkPlanner:
+    """The learner's average with its generation."""
+    net = learner_view(agent.average.net, learner)
+    return ChunkPlanner(net, agent.generation, agent.obs_dim, agent.act_dim, agent.config.horizon)

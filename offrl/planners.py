@@ -1,0 +1,82 @@
+"""Networks that plan chunks of actions for a `PlanPolicy`, and how a saved one is made again."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from offrl.backbones import Backbone, backbone_from_spec
+from offrl.denoising import Network
+from offrl.errors import ConfigError, near
+from offrl.generation import Generation, by_step
+from offrl.transformer import CrossTransformer
+from offrl.types import Context, Noise
+
+
+class ChunkPlanner(nn.Module):
+    """Actions generated under the last observations as they are."""
+
+    def __init__(
+        self, net: Backbone, generation: Generation, obs_dim: int, act_dim: int, horizon: int
+    ) -> None:
+        super().__init__()
+        self.net, self.generation = net, generation
+        self.obs_dim, self.shape = obs_dim, (horizon, act_dim)
+
+    def plan(self, context: Context, noise: Noise) -> Float[Tensor, "n horizon act"]:
+        network, condition = remembering(self.net, context.obs)
+        denoise = self.generation.denoiser(network, condition)
+        return self.generation.run(denoise, by_step(noise)).x.clamp(-1.0, 1.0)
+
+    def noise(self) -> dict[str, tuple[int, ...]]:
+        return self.generation.noise(self.shape)
+
+    def spec(self) -> dict[str, Any]:
+        horizon, act_dim = self.shape
+        return {
+            "type": type(self).__name__,
+            **{"obs_dim": self.obs_dim, "act_dim": act_dim, "horizon": horizon},
+            **{"net": self.net.spec(), "generation": self.generation.spec()},
+        }
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> "ChunkPlanner":
+        net, generation = backbone_from_spec(spec["net"]), Generation.from_spec(spec["generation"])
+        return cls(net, generation, spec["obs_dim"], spec["act_dim"], spec["horizon"])
+
+
+def remembering(net: Backbone, condition: Tensor) -> tuple[Network, Tensor | None]:
+    """The network and the condition that it is to be given at every step of a sampler.
+
+    Where the network can, it encodes the condition once, for all steps.
+    """
+    if isinstance(net, CrossTransformer):
+        return partial(_recall, net, net.remember(condition)), None
+    return net, condition
+
+
+def _recall(net: CrossTransformer, memory: Any, x: Tensor, level: Tensor, _: None) -> Tensor:
+    y: Tensor = net(x, level, memory)
+    return y
+
+
+PLANNERS: Mapping[str, Callable[[Mapping[str, Any]], nn.Module]] = {
+    "ChunkPlanner": ChunkPlanner.from_spec,
+}
+
+
+def planner_from_spec(spec: Mapping[str, Any]) -> nn.Module:
+    """The planner, for one learner, that `spec()` described; its weights are still to be loaded.
+
+    Raises ConfigError for a type that offrl does not have, KeyError or TypeError for a spec that
+    lacks an entry or has one too many.
+    """
+    kind = str(spec.get("type", ""))
+    if kind not in PLANNERS:
+        raise ConfigError(
+            f"the policy's planner is of type {kind!r}, which offrl does not know"
+            f"{near(kind, PLANNERS)}; pass its class as load_policy(path, actor=...)"
+        )
+    return PLANNERS[kind](spec)
