@@ -25,7 +25,7 @@ class Sample:
         """The same on another device or in another float type; indices stay integers."""
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in moved.items():
-            if name == "index" and isinstance(where, torch.dtype):
+            if isinstance(where, torch.dtype) and not value.is_floating_point():
                 continue
             moved[name] = value.to(where)
         return type(self)(**moved)
@@ -90,6 +90,24 @@ class GoalBatch(WindowBatch):
 
     goal: Float[Tensor, "*seed batch times goal"]
     goal_real: Float[Tensor, "*seed batch"]
+
+
+@dataclass(frozen=True)
+class SequenceBatch(Sample):
+    """One minibatch of consecutive steps with the return that was still to come at each of them.
+
+    `to_go` is the sum of the rewards from this step to the end of the episode, undiscounted and
+    scaled; `time` is the number of the step within its episode. `real` is 1 where the entry is a
+    recorded step; the others, which come first, pad what is shorter and are zero. `index` is the
+    row of the first recorded step.
+    """
+
+    to_go: Float[Tensor, "*seed batch steps"]
+    obs: Float[Tensor, "*seed batch steps obs"]
+    action: Float[Tensor, "*seed batch steps act"]
+    time: Int[Tensor, "*seed batch steps"]
+    real: Float[Tensor, "*seed batch steps"]
+    index: Int[Tensor, "*seed batch"]
 
 
 @dataclass(frozen=True)
