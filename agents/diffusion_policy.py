@@ -38,13 +38,10 @@ from offrl.chunks import (
     chunk_policy,
     chunk_view,
     held_out_noise,
-    prepare_chunks,
-    register_action_maps,
     schedule_chunks,
     stacks,
 )
 from offrl.datasets.offline import OfflineDataset, Spec
-from offrl.datasets.replay import Replay
 from offrl.datasets.windows import Windows
 from offrl.denoising import matching_error
 from offrl.generation import Generation
@@ -82,8 +79,6 @@ class DiffusionPolicy(Agent):
     suits = "demonstrations, several ways to act"
     stacked = False
     measure = "loss"
-    action_mid: Tensor
-    action_half: Tensor
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "kitchen": {
             **{"backbone": "transformer", "width": 768, "depth": 8, "history": 4},
@@ -98,11 +93,10 @@ class DiffusionPolicy(Agent):
 
     def __init__(self, spec: Spec, config: DiffusionPolicyConfig, learners: Learners) -> None:
         super().__init__(spec, config, learners)
-        register_action_maps(self)
-        process = DDPM(config.levels, "cosine", config.prediction, "leading")
-        self.generation = Generation(process, config.sampler, config.sampler_steps)
+        self.process = DDPM(config.levels, "cosine", config.prediction, "leading")
+        self.generation = Generation(self.process, config.sampler, config.sampler_steps)
         self.net = chunk_backbone(self, level_scale=1.0)
-        self.average = average_of(self, self.net)
+        self.average = average_of(config, self.net)
         betas = config.beta1, config.beta2
         self.net_opt = adamw(self.net, config.lr, config.weight_decay, betas)
 
@@ -113,15 +107,11 @@ class DiffusionPolicy(Agent):
     def view(self, dataset: OfflineDataset) -> Windows:
         return chunk_view(self, dataset)
 
-    def prepare(self, replay: Replay) -> None:
-        super().prepare(replay)
-        prepare_chunks(self, replay)
-
     def noise(self, batch_size: int) -> dict[str, tuple[int, ...]]:
         return chunk_noise(self, batch_size)
 
     def schedule(self, step: int, steps: int) -> None:
-        schedule_chunks(self, self.net_opt, step, steps)
+        schedule_chunks(self.config, self.net_opt, self.average, step, steps)
 
     def update(self, batch: WindowBatch, noise: Noise, phase: int) -> Metrics:
         metrics = self.minimize(self.net_opt, self.loss, batch, noise)
@@ -132,15 +122,15 @@ class DiffusionPolicy(Agent):
         return self._error(self.net, batch, noise), {}
 
     def _error(self, net: Any, batch: WindowBatch, noise: Noise) -> Tensor:
-        process = self.generation.process
         valid = batch.real if self.config.mask_padding else None
-        at = process.draw(noise["level"])
-        error = matching_error(process, net, batch.action, noise["noise"], at, batch.obs, valid)
-        return error.mean(-1)
+        at = self.process.draw(noise["level"])
+        given = batch.action, noise["noise"], at, batch.obs, valid
+        return matching_error(self.process, net, *given).mean(-1)
 
     def validate(self, batch: WindowBatch) -> Metrics:
         noise = held_out_noise(self, batch.index.shape)
         return {"loss": self._error(self.average.net, batch, noise)}
 
     def policy(self, learner: int = 0, provenance: Mapping[str, Any] | None = None) -> PlanPolicy:
-        return chunk_policy(self, chunk_planner(self, learner), provenance)
+        planner = chunk_planner(self, self.average, self.generation, learner)
+        return chunk_policy(self, planner, provenance)

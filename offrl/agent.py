@@ -45,6 +45,8 @@ class Agent(nn.Module, ABC):
     actor: nn.Module
     obs_mean: Tensor
     obs_std: Tensor
+    action_mid: Tensor
+    action_half: Tensor
 
     def __init__(self, spec: Spec, config: Any, learners: Learners) -> None:
         super().__init__()
@@ -59,6 +61,8 @@ class Agent(nn.Module, ABC):
         self._compiled: dict[str, Callable[..., Any]] = {}
         self.register_buffer("obs_mean", torch.zeros(self.obs_dim))
         self.register_buffer("obs_std", torch.ones(self.obs_dim))
+        self.register_buffer("action_mid", torch.zeros(self.act_dim))
+        self.register_buffer("action_half", torch.ones(self.act_dim))
 
     @classmethod
     def stacks(cls, config: Any) -> bool:
@@ -76,8 +80,8 @@ class Agent(nn.Module, ABC):
 
     def prepare(self, replay: Replay) -> None:
         """Derive from the data what `update` will need; once, before training or resuming."""
-        self.obs_mean.copy_(replay.obs_mean)
-        self.obs_std.copy_(replay.obs_std)
+        for name in ("obs_mean", "obs_std", "action_mid", "action_half"):
+            getattr(self, name).copy_(getattr(replay, name))
 
     def noise(self, batch_size: int) -> dict[str, tuple[int, ...]]:
         """Shapes of the standard normal draws that one update wants, for one learner."""

@@ -3,29 +3,29 @@
     L = E[ |net(x_t, t, o) - target|^2 ],  x_t = alpha x0 + sigma eps
 
 with x0 a chunk of `horizon` actions that begins at the oldest of `history` observations o. These
-are functions of an agent that has a `net`, the `average` of it that acts, and a `generation`; the
-agent says which process, and in which order they are used.
+are functions of an agent whose settings are a `ChunkConfig`; it says which process, and in which
+order they are used.
 Source: Diffusion Policy (Chi et al., RSS 2023, arXiv:2303.04137).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from offrl.agent import Agent
 from offrl.backbones import Backbone, MLPDenoiser
 from offrl.checks import check_choice, check_intervals
-from offrl.datasets.offline import OfflineDataset, Spec
-from offrl.datasets.replay import Replay
+from offrl.datasets.offline import OfflineDataset
 from offrl.datasets.windows import Normalize, Windows, windows
 from offrl.ema import Average, Decay
 from offrl.execution import Execution
 from offrl.generation import Generation
-from offrl.networks import Learners, learner_view
+from offrl.networks import learner_view
 from offrl.optim import set_lr, warm_cosine_rate
 from offrl.planners import ChunkPlanner
 from offrl.policy import PlanPolicy
@@ -87,36 +87,12 @@ class ChunkConfig:
         )
 
 
-@runtime_checkable
-class Chunked(Protocol):
-    """An agent that generates chunks."""
-
-    spec: Spec
-    learners: Learners
-    obs_dim: int
-    act_dim: int
-    obs_mean: Tensor
-    obs_std: Tensor
-    action_mid: Tensor
-    action_half: Tensor
-
-    @property
-    def config(self) -> ChunkConfig: ...
-    @property
-    def net(self) -> nn.Module: ...
-    @property
-    def average(self) -> Average[Any]: ...
-    @property
-    def generation(self) -> Generation: ...
-    def register_buffer(self, name: str, tensor: Tensor) -> None: ...
-
-
 def stacks(config: Any) -> bool:
     """Whether learners share kernels: with the backbones that are MLPs."""
     return config.backbone in MLP_BLOCKS
 
 
-def chunk_backbone(agent: Chunked, level_scale: float) -> Backbone:
+def chunk_backbone(agent: Agent, level_scale: float) -> Backbone:
     """The network that the settings ask for; `level_scale` as in `offrl.backbones`."""
     cfg, horizon = agent.config, agent.config.horizon
     if cfg.backbone in MLP_BLOCKS:
@@ -152,7 +128,7 @@ def chunk_backbone(agent: Chunked, level_scale: float) -> Backbone:
     )
 
 
-def chunk_view(agent: Chunked, dataset: OfflineDataset) -> Windows:
+def chunk_view(agent: Agent, dataset: OfflineDataset) -> Windows:
     """The windows that the settings ask for, as Diffusion Policy cuts them.
 
     A window may begin history - 1 steps before its episode, and end execute - 1 behind it.
@@ -169,36 +145,25 @@ def chunk_view(agent: Chunked, dataset: OfflineDataset) -> Windows:
     )
 
 
-def register_action_maps(agent: Chunked) -> None:
-    """Buffers for the actions that -1 and 1 stand for, which a policy takes along."""
-    agent.register_buffer("action_mid", torch.zeros(agent.act_dim))
-    agent.register_buffer("action_half", torch.ones(agent.act_dim))
-
-
-def prepare_chunks(agent: Chunked, replay: Replay) -> None:
-    """Take the maps of actions from the view; `Agent.prepare` takes those of observations."""
-    agent.action_mid.copy_(replay.action_mid)
-    agent.action_half.copy_(replay.action_half)
-
-
-def average_of(agent: Chunked, net: Backbone) -> Average[Any]:
+def average_of(config: ChunkConfig, net: Backbone) -> Average[Any]:
     """The average that acts, which begins as a copy of the network."""
-    return Average(net, Decay(high=agent.config.ema_max, power=agent.config.ema_power))
+    return Average(net, Decay(high=config.ema_max, power=config.ema_power))
 
 
-def schedule_chunks(agent: Chunked, optimizer: Optimizer, step: int, steps: int) -> None:
+def schedule_chunks(
+    config: ChunkConfig, optimizer: Optimizer, average: Average[Any], step: int, steps: int
+) -> None:
     """Learning rate and rate of the average for this update."""
-    cfg = agent.config
-    set_lr(optimizer, warm_cosine_rate(cfg.lr, step, steps, cfg.warmup))
-    agent.average.schedule(step)
+    set_lr(optimizer, warm_cosine_rate(config.lr, step, steps, config.warmup))
+    average.schedule(step)
 
 
-def chunk_noise(agent: Chunked, batch_size: int) -> dict[str, tuple[int, ...]]:
+def chunk_noise(agent: Agent, batch_size: int) -> dict[str, tuple[int, ...]]:
     """Of an update: the levels, and the noise of each chunk, for one learner."""
     return {"level": (batch_size,), "noise": (batch_size, agent.config.horizon, agent.act_dim)}
 
 
-def held_out_noise(agent: Chunked, shape: tuple[int, ...]) -> Noise:
+def held_out_noise(agent: Agent, shape: tuple[int, ...]) -> Noise:
     """The same numbers at every validation, for chunks of a batch (*seed, batch)."""
     like, single = agent.obs_mean, shape[-1:]
     stream = Stream(0, "validation").block(0)
@@ -208,23 +173,24 @@ def held_out_noise(agent: Chunked, shape: tuple[int, ...]) -> Noise:
 
 
 def chunk_policy(
-    agent: Chunked, planner: nn.Module, provenance: Mapping[str, Any] | None
+    agent: Agent, planner: nn.Module, provenance: Mapping[str, Any] | None
 ) -> PlanPolicy:
     """The policy of one learner's planner, with all that it needs to act."""
-    low = (agent.action_mid - agent.action_half).cpu().numpy()
-    high = (agent.action_mid + agent.action_half).cpu().numpy()
+    middle, half = (x.cpu().numpy() for x in (agent.action_mid, agent.action_half))
     return PlanPolicy(
         planner,
         agent.spec,
         agent.obs_mean,
         agent.obs_std,
         dict(provenance or {}),
-        action_range=(low, high),
+        action_range=(middle - half, middle + half),
         execution=agent.config.execution(),
     )
 
 
-def chunk_planner(agent: Chunked, learner: int) -> ChunkPlanner:
+def chunk_planner(
+    agent: Agent, average: Average[Any], generation: Generation, learner: int
+) -> ChunkPlanner:
     """The learner's average with its generation."""
-    net = learner_view(agent.average.net, learner)
-    return ChunkPlanner(net, agent.generation, agent.obs_dim, agent.act_dim, agent.config.horizon)
+    net = learner_view(average.net, learner)
+    return ChunkPlanner(net, generation, agent.obs_dim, agent.act_dim, agent.config.horizon)

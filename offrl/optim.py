@@ -44,7 +44,7 @@ def adamw(
         for part, decay in ((shrink, weight_decay), (rest, 0.0))
         if part
     ]
-    optimizer = AdamW(groups, lr=torch.tensor(lr), betas=betas, fused=True)
+    optimizer = AdamW(groups, lr=lr, betas=betas, fused=True)
     optimizer.register_step_pre_hook(_lay_out)
     return optimizer
 

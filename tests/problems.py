@@ -54,11 +54,18 @@ class Drift(gymnasium.Env[Any, Any]):
         return self.x, -float(np.abs(self.x).sum()), False, self.t >= 5, {}
 
 
+CHUNKS: dict[str, Any] = {  # of agents that plan: short plans by a narrow network that stacks
+    **{"history": 2, "horizon": 4, "execute": 2, "backbone": "mlp", "width": 16, "depth": 2},
+    **{"sampler_steps": 2, "warmup": 4},
+}
+
+
 def small_config(name: str, **changes: Any) -> Any:
     """The agent's settings with every network narrow."""
     _, default = AGENTS[name]
     values = {f: getattr(default, f) for f in default.__dataclass_fields__}
     narrow = {f: HIDDEN for f in values if f.endswith("hidden")}
+    narrow |= {f: v for f, v in CHUNKS.items() if "horizon" in values and f in values}
     return type(default)(**{**values, **narrow, **changes})
 
 

@@ -19,6 +19,7 @@ from offrl.agents import AGENTS
 from offrl.errors import ConfigError
 from offrl.networks import Learners
 from offrl.optim import parameters_of
+from offrl.policy import PlanPolicy
 
 NAMES = sorted(AGENTS)
 
@@ -157,7 +158,9 @@ def test_a_saved_policy_acts_the_same_in_a_fresh_process(name: str, tmp_path: Pa
         "print(json.dumps(policy.predict(np.load(sys.argv[1] + '/obs.npy')).tolist()))\n"
     )
     expected = policy.predict(obs)
-    for module, tolerance in (("offrl", 0.0), ("offrl.runtime", 1e-5)):
+    modules = [("offrl", 0.0), ("offrl.runtime", 1e-5)]
+    # Plans need torch: offrl.runtime says so (tests/test_execution.py).
+    for module, tolerance in modules[: 1 if isinstance(policy, PlanPolicy) else 2]:
         command = [sys.executable, "-c", code, str(tmp_path), module]
         result = subprocess.run(command, capture_output=True, text=True, check=True)
         found = np.array(json.loads(result.stdout), np.float32)
@@ -215,6 +218,10 @@ OTHER_VALUES: dict[str, Any] = {
     "polyak": 0.5,
     "dropout": 0.5,
     "noise_clip": 0.01,
+    # Of agents that plan.
+    **{"history": 3, "horizon": 8, "execute": 1, "ensemble": 0.1, "normalize": "zscore"},
+    **{"backbone": "film", "width": 8, "depth": 3, "warmup": 8, "levels": 50, "prediction": "v"},
+    **{"sampler": "ddim", "sampler_steps": 3},
 }
 OTHER: dict[tuple[str, str], tuple[Any, dict[str, Any]]] = {}
 for _method in METHODS.values():
@@ -238,17 +245,28 @@ def test_every_setting_has_an_effect(name: str, field: str) -> None:
         new = (not old) if isinstance(old, bool) else old * 0.5 + 0.25
     assert new != old
     changed = dataclasses.replace(config, **common, **{field: new})
-    states = []
+    states, policies = [], []
     for settings in (dataclasses.replace(config, **common), changed):
         agent, replay = build(name, walk(), config=settings)
         updates(agent, replay, 12, total=100)
         states.append({**agent.state_dict(), "reward": replay.batch(replay.index).reward})
-    different = states[0].keys() != states[1].keys() or any(
-        states[0][k].shape != states[1][k].shape or not torch.equal(states[0][k], states[1][k])
-        for k in states[0]
-        if k != "reward"
+        policies.append(described(agent))
+    different = (
+        policies[0] != policies[1]
+        or states[0].keys() != states[1].keys()
+        or any(
+            states[0][k].shape != states[1][k].shape or not torch.equal(states[0][k], states[1][k])
+            for k in states[0]
+            if k != "reward"
+        )
     )
     assert different, f"{name}.{field} = {new!r} changes nothing"
+
+
+def described(agent: Agent) -> tuple[Any, Any]:
+    """What a policy's file says of how it acts, beside its weights."""
+    file = agent.policy()._file()
+    return file.actor, file.execution
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -269,6 +287,6 @@ def test_validation_takes_no_gradient_and_moves_nothing(name: str) -> None:
     batch, _ = inputs(agent, replay)
     before = {k: v.clone() for k, v in agent.state_dict().items()}
     measured = agent.validate(batch)
-    assert "action_error" in measured
+    assert agent.measure in measured
     assert all(v.shape == () and v.isfinite() for v in measured.values())
     assert all(torch.equal(v, before[k]) for k, v in agent.state_dict().items())

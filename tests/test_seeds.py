@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from problems import build, feed_of, updates, walk
@@ -9,6 +10,7 @@ from problems import build, feed_of, updates, walk
 from offrl import checkpoints
 from offrl.agents import AGENTS
 from offrl.networks import learner_view
+from offrl.types import Batch
 
 NAMES = sorted(AGENTS)
 SEEDS = (5, 6, 9)
@@ -51,6 +53,14 @@ def test_a_learners_policy_is_its_slice(name: str) -> None:
     stacked, replay = build(name, walk(), SEEDS)
     updates(stacked, replay, 4)
     batch, _ = feed_of(stacked, replay).at(0)
+    if not isinstance(batch, Batch):
+        obs = batch.obs[0, :, -1].numpy()
+        for k, seed in enumerate(SEEDS):
+            alone, own = build(name, walk(), (seed,))
+            updates(alone, own, 4)
+            expected = alone.policy().predict(obs)
+            np.testing.assert_allclose(stacked.policy(k).predict(obs), expected, rtol=0, atol=1e-6)
+        return
     together = stacked.mode(batch.obs)
     for k in range(len(SEEDS)):
         actor = learner_view(stacked.actor, k)
