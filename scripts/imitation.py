@@ -39,7 +39,7 @@ def plans(dataset: str, expert: str, settings: dict[str, Any]) -> Iterator[tuple
     named = {"expert": expert} if expert else {}
     # The smallest share takes one episode.
     one = {"top_fraction": 1.0 / source.num_episodes}
-    made = {
+    made: dict[str, tuple[str, str, dict[str, Any]]] = {
         "all/odice_il": ("odice_il", dataset, named),
         "expert/odice_il": ("odice_il", dataset, {**named, "mixed": False, "dual_weight": 0.4}),
         "expert/percent_bc": ("percent_bc", expert or dataset, one),
