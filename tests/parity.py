@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from offrl.agent import Agent
 from offrl.agents import AGENTS
 from offrl.datasets.offline import OfflineDataset
-from offrl.datasets.replay import transitions
+from offrl.datasets.replay import Replay, transitions
 from offrl.feed import Feed
 from offrl.networks import Learners
 from offrl.optim import parameters_of
@@ -74,13 +74,16 @@ def networks_of(agent: Agent, case: Case) -> dict[str, Layers]:
     return found
 
 
+def transition_view(case: Case, dataset: OfflineDataset) -> Replay:
+    return transitions(dataset, normalize_obs=getattr(case.config, "normalize_obs", False))
+
+
 def flat_run(case: Case, count: int) -> Trained:
     """The transcription's networks and metrics, from the agent's first weights and batches."""
     cls, _ = AGENTS[case.agent]
     dataset = case.chosen(case, data())
     agent = cls(dataset.spec, case.config, Learners((case.seed,))).to(torch.float64)
-    normalize = getattr(case.config, "normalize_obs", False)
-    view = transitions(dataset, normalize_obs=normalize).to(torch.float64)
+    view = (case.view or transition_view)(case, dataset).to(torch.float64)
     feed = Feed(view, (case.seed,), BATCH, case.noise)
     batches = []
     for step in range(count):

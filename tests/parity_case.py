@@ -1,7 +1,7 @@
 """What a file in tests/methods states of a method: settings under which it is compared."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from problems import small_config
@@ -45,11 +45,15 @@ class Case:
     members: Mapping[str, int] = field(default_factory=lambda: {"critic": 2})  # of ensembles
     # What the agent's view leaves out, by hand.
     chosen: "Callable[[Case, OfflineDataset], OfflineDataset]" = lambda case, dataset: dataset
+    # What the agent's view is, by hand, where it is not one of transitions.
+    view: "Callable[[Case, OfflineDataset], Replay] | None" = None
     expected: list[Trained] = field(default_factory=list, compare=False)  # one, once worked out
 
     @property
     def config(self) -> Any:
-        return small_config(self.agent, hidden=self.hidden, **self.changes)
+        narrow = small_config(self.agent)
+        own = {"hidden": self.hidden} if hasattr(narrow, "hidden") else {}
+        return replace(narrow, **own, **self.changes)
 
     def settings(self, *names: str) -> dict[str, Any]:
         """Fields of the config, as arguments of a transcription."""
