@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import nn
+from torch.optim import AdamW, Optimizer
 
 from offrl.agent import Agent
 from offrl.backbones import Backbone, MLPDenoiser
@@ -26,7 +26,7 @@ from offrl.ema import Average, Decay
 from offrl.execution import Execution
 from offrl.generation import Generation
 from offrl.networks import learner_view
-from offrl.optim import set_lr, warm_cosine_rate
+from offrl.optim import adamw, set_lr, warm_cosine_rate
 from offrl.planners import ChunkPlanner
 from offrl.policy import PlanPolicy
 from offrl.streams import Stream
@@ -42,37 +42,34 @@ MLP_BLOCKS: Mapping[str, Literal["plain", "residual", "film"]] = {
     "film": "film",
 }
 HEADS = 4  # of the transformer, as published
+# What recipes for the tasks of `offrl.envs`, of short episodes, have in common.
+SMALL_TASKS: Mapping[str, Any] = {
+    **{"history": 2, "horizon": 8, "execute": 4},
+    **{"backbone": "film", "width": 256, "depth": 3, "lr": 1e-3},
+}
 
 
 @dataclass(frozen=True)
-class ChunkConfig:
-    """Windows, network and training of a policy of chunks; defaults are Diffusion Policy's."""
+class PlanConfig:
+    """Windows, how plans are carried out, and what every network of plans has."""
 
     history: int = 2  # To, observations that the policy sees
     horizon: int = 16  # Tp, actions of a plan, from that of the oldest observation on
     execute: int = 8  # Ta, actions taken before the next plan
     ensemble: float = -1.0  # m, a plan at each step, averaged by exp(-m i); below 0: none
-    mask_padding: bool = False  # leave out of the loss what lies beyond an episode's ends
     normalize: Normalize = "minmax"  # of observations
     normalize_action: bool = True  # to [-1, 1] by the data's range, not by the bounds
-    backbone: BackboneName = "unet"
     width: int = 256  # of an MLP's layers, a transformer's tokens, the U-Net's first level
     depth: int = 3  # blocks, layers, or levels of which each has twice the channels
     lr: float = 1e-4
-    warmup: int = 500  # steps in which the learning rate rises, before it falls along a cosine
-    weight_decay: float = 1e-6
-    ema_power: float = 0.75  # decay of the average: 1 - (1 + step)^-power
-    ema_max: float = 0.9999  # its bound
 
     def __post_init__(self) -> None:
         check_intervals(
             self,
             **{"history": "[1, inf)", "horizon": "[1, inf)", "execute": "[1, inf)"},
             **{"width": "[1, inf)", "depth": "[1, inf)", "lr": "(0, inf)"},
-            **{"warmup": "[0, inf)", "weight_decay": "[0, inf)"},
-            **{"ema_power": "(0, inf)", "ema_max": "[0, 1]", "ensemble": "[-1, inf)"},
+            ensemble="[-1, inf)",
         )
-        check_choice(self, "backbone", BACKBONE_NAMES)
         check_choice(self, "normalize", ("none", "zscore", "minmax"))
         self.execution()
 
@@ -85,6 +82,38 @@ class ChunkConfig:
             execute=1 if averaged else self.execute,
             ensemble=self.ensemble if averaged else None,
         )
+
+
+@dataclass(frozen=True)
+class AveragedConfig(PlanConfig):
+    """Training by AdamW, with an average of the network that acts."""
+
+    warmup: int = 500  # steps in which the learning rate rises, before it falls along a cosine
+    weight_decay: float = 1e-6
+    beta1: float = 0.95  # of AdamW
+    beta2: float = 0.999  # of AdamW
+    ema_power: float = 0.75  # decay of the average: 1 - (1 + step)^-power
+    ema_max: float = 0.9999  # its bound
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_intervals(
+            self,
+            **{"warmup": "[0, inf)", "weight_decay": "[0, inf)"},
+            **{"ema_power": "(0, inf)", "ema_max": "[0, 1]"},
+        )
+
+
+@dataclass(frozen=True)
+class ChunkConfig(AveragedConfig):
+    """A policy of chunks with one of the backbones; defaults are Diffusion Policy's."""
+
+    mask_padding: bool = False  # leave out of the loss what lies beyond an episode's ends
+    backbone: BackboneName = "unet"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice(self, "backbone", BACKBONE_NAMES)
 
 
 def stacks(config: Any) -> bool:
@@ -145,13 +174,18 @@ def chunk_view(agent: Agent, dataset: OfflineDataset) -> Windows:
     )
 
 
-def average_of(config: ChunkConfig, net: Backbone) -> Average[Any]:
+def chunk_optimizer(config: ChunkConfig, net: Backbone) -> AdamW:
+    """AdamW of the network; `schedule_chunks` moves its learning rate."""
+    return adamw(net, config.lr, config.weight_decay, (config.beta1, config.beta2))
+
+
+def average_of(config: AveragedConfig, net: nn.Module) -> Average[Any]:
     """The average that acts, which begins as a copy of the network."""
     return Average(net, Decay(high=config.ema_max, power=config.ema_power))
 
 
 def schedule_chunks(
-    config: ChunkConfig, optimizer: Optimizer, average: Average[Any], step: int, steps: int
+    config: AveragedConfig, optimizer: Optimizer, average: Average[Any], step: int, steps: int
 ) -> None:
     """Learning rate and rate of the average for this update."""
     set_lr(optimizer, warm_cosine_rate(config.lr, step, steps, config.warmup))
@@ -189,8 +223,8 @@ def chunk_policy(
 
 
 def chunk_planner(
-    agent: Agent, average: Average[Any], generation: Generation, learner: int
+    agent: Agent, average: Average[Any], generation: Generation | None, learner: int
 ) -> ChunkPlanner:
-    """The learner's average with its generation."""
+    """The learner's average with its generation, None where actions are a regression."""
     net = learner_view(average.net, learner)
     return ChunkPlanner(net, generation, agent.obs_dim, agent.act_dim, agent.config.horizon)
