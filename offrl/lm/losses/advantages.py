@@ -288,7 +288,7 @@ def whitened(
     """(A - mean) / sqrt(var + eps) over the batch's tokens inside the mask, as verl does it."""
     values, inside = _group(values.flatten(-2), mask.flatten(-2))
     spread = (_deviation(values, inside, 1).square() + eps).sqrt()
-    return (centred(values, inside) / spread[..., None]).unflatten(-1, mask.shape[-2:])
+    return (centred(values, inside) / spread[..., None]).reshape(mask.shape)
 
 
 def process_rewards(
@@ -318,7 +318,7 @@ def process_rewards(
     last = inside & (places == torch.where(inside, places, -1).amax(-1, keepdim=True))
     token = token + last * outcome_weight * leave_one_out(outcome)[..., None]
     flat, flat_mask = to_go(token, mask, gamma=gamma).flatten(-3, -2), mask.flatten(-3, -2)
-    return whitened(flat, flat_mask).unflatten(-2, mask.shape[-3:-1])
+    return whitened(flat, flat_mask).reshape(mask.shape)
 
 
 def _group(rewards: Tensor, member: Tensor | None) -> tuple[Tensor, Tensor]:
