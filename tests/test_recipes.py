@@ -21,6 +21,7 @@ from offrl.agents import (
 from offrl.datasets.corruption import ELEMENTS, MODES
 from offrl.datasets.names import named_sets
 from offrl.envs.references import families
+from offrl.envs.tasks import TASKS
 from offrl.errors import ConfigError
 from offrl.experiment import configure
 from offrl.registry import find_agent, find_recipe
@@ -169,7 +170,8 @@ def test_ten_percent_cloning_is_of_ten_percent() -> None:
 @pytest.mark.parametrize("agent", AGENTS)
 def test_every_recipe_is_of_a_known_family_and_makes_a_config(agent: str) -> None:
     cls, default = AGENTS[agent]
-    known = {f for n in (*named_sets(), *ANT_MAZE, *KITCHEN, *ADROIT) for f in families(n)}
+    names = (*named_sets(), *ANT_MAZE, *KITCHEN, *ADROIT, *TASKS)
+    known = {f for n in names for f in families(n)}
     # Settings for corrupted data are named as the families of such data are.
     known |= {f"{f}-{mode}-{element}" for f in known for mode in MODES for element in ELEMENTS}
     assert set(cls.recipes) <= known
