@@ -30,10 +30,12 @@ from torch import Tensor
 from offrl.agent import Agent
 from offrl.checks import check_choice, check_intervals
 from offrl.chunks import (
+    SMALL_TASKS,
     ChunkConfig,
     average_of,
     chunk_backbone,
     chunk_noise,
+    chunk_optimizer,
     chunk_planner,
     chunk_policy,
     chunk_view,
@@ -46,7 +48,6 @@ from offrl.datasets.windows import Windows
 from offrl.denoising import matching_error
 from offrl.generation import Generation
 from offrl.networks import Learners
-from offrl.optim import adamw
 from offrl.policy import PlanPolicy
 from offrl.processes import DDPM
 from offrl.types import Metrics, Noise, WindowBatch
@@ -60,13 +61,10 @@ class DiffusionPolicyConfig(ChunkConfig):
     prediction: Literal["epsilon", "x0", "v"] = "epsilon"  # what the network is asked for
     sampler: Literal["ddpm", "ddim", "dpm2", "dpm3"] = "ddpm"
     sampler_steps: int = 100  # of the levels, when acting; 8 with ddim
-    beta1: float = 0.95  # of AdamW; 0.9 with the transformer
-    beta2: float = 0.999  # of AdamW; 0.95 with the transformer
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_intervals(self, levels="[1, inf)", sampler_steps=f"[1, {self.levels}]")
-        check_intervals(self, beta1="[0, 1)", beta2="[0, 1)")
         check_choice(self, "prediction", ("epsilon", "x0", "v"))
         check_choice(self, "sampler", ("ddpm", "ddim", "dpm2", "dpm3"))
 
@@ -84,11 +82,7 @@ class DiffusionPolicy(Agent):
             **{"backbone": "transformer", "width": 768, "depth": 8, "history": 4},
             **{"weight_decay": 1e-3, "warmup": 1000, "beta1": 0.9, "beta2": 0.95},
         },
-        "offrl": {
-            **{"backbone": "film", "width": 256, "depth": 3, "lr": 1e-3},
-            **{"history": 2, "horizon": 8, "execute": 4},
-            **{"sampler": "ddim", "sampler_steps": 8},
-        },
+        "offrl": {**SMALL_TASKS, "sampler": "ddim", "sampler_steps": 8},
     }
 
     def __init__(self, spec: Spec, config: DiffusionPolicyConfig, learners: Learners) -> None:
@@ -97,8 +91,7 @@ class DiffusionPolicy(Agent):
         self.generation = Generation(self.process, config.sampler, config.sampler_steps)
         self.net = chunk_backbone(self, level_scale=1.0)
         self.average = average_of(config, self.net)
-        betas = config.beta1, config.beta2
-        self.net_opt = adamw(self.net, config.lr, config.weight_decay, betas)
+        self.net_opt = chunk_optimizer(config, self.net)
 
     @classmethod
     def stacks(cls, config: Any) -> bool:

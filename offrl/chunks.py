@@ -100,6 +100,7 @@ class AveragedConfig(PlanConfig):
         check_intervals(
             self,
             **{"warmup": "[0, inf)", "weight_decay": "[0, inf)"},
+            **{"beta1": "[0, 1)", "beta2": "[0, 1)"},
             **{"ema_power": "(0, inf)", "ema_max": "[0, 1]"},
         )
 

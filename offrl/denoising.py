@@ -144,11 +144,19 @@ def matching_error(
     x = corrupt(x0, noise, point)
     scaled, level = process.inputs(x, point)
     error = (network(scaled, level, condition) - process.target(x0, noise, point)).square()
-    axes = tuple(range(torch.as_tensor(point.level).ndim, x0.ndim))
+    return event_mean(error, torch.as_tensor(point.level).ndim, valid)
+
+
+def event_mean(values: Tensor, lead: int, valid: Tensor | None = None) -> Tensor:
+    """The mean over all axes but the first `lead`; where `valid` is given, of valid elements.
+
+    `valid` is 0 or 1, of the shape of `values` or of its first axes.
+    """
+    axes = tuple(range(lead, values.ndim))
     if valid is None:
-        return error.mean(axes)
-    kept: Tensor = _over(valid.to(x0), x0).expand_as(x0)  # type: ignore[union-attr]
-    return (kept * error).sum(axes) / kept.sum(axes)
+        return values.mean(axes)
+    kept: Tensor = _over(valid.to(values), values).expand_as(values)  # type: ignore[union-attr]
+    return (kept * values).sum(axes) / kept.sum(axes)
 
 
 def over(point: Point, x: Tensor) -> Point:

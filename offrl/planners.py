@@ -16,35 +16,50 @@ from offrl.types import Context, Noise
 
 
 class ChunkPlanner(nn.Module):
-    """Actions generated under the last observations as they are."""
+    """Actions generated under the last observations as they are.
+
+    Without a generation they are what one pass of the network says (`regressed`), of no noise.
+    """
 
     def __init__(
-        self, net: Backbone, generation: Generation, obs_dim: int, act_dim: int, horizon: int
+        self, net: Backbone, generation: Generation | None, obs_dim: int, act_dim: int, horizon: int
     ) -> None:
         super().__init__()
         self.net, self.generation = net, generation
         self.obs_dim, self.shape = obs_dim, (horizon, act_dim)
 
     def plan(self, context: Context, noise: Noise) -> Float[Tensor, "n horizon act"]:
+        if self.generation is None:
+            return regressed(self.net, context.obs, self.shape).clamp(-1.0, 1.0)
         network, condition = remembering(self.net, context.obs)
         denoise = self.generation.denoiser(network, condition)
         return self.generation.run(denoise, by_step(noise)).x.clamp(-1.0, 1.0)
 
     def noise(self) -> dict[str, tuple[int, ...]]:
-        return self.generation.noise(self.shape)
+        return {} if self.generation is None else self.generation.noise(self.shape)
 
     def spec(self) -> dict[str, Any]:
         horizon, act_dim = self.shape
         return {
             "type": type(self).__name__,
             **{"obs_dim": self.obs_dim, "act_dim": act_dim, "horizon": horizon},
-            **{"net": self.net.spec(), "generation": self.generation.spec()},
+            "net": self.net.spec(),
+            "generation": self.generation and self.generation.spec(),
         }
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> "ChunkPlanner":
-        net, generation = backbone_from_spec(spec["net"]), Generation.from_spec(spec["generation"])
+        net, made = backbone_from_spec(spec["net"]), spec["generation"]
+        generation = None if made is None else Generation.from_spec(made)
         return cls(net, generation, spec["obs_dim"], spec["act_dim"], spec["horizon"])
+
+
+def regressed(
+    net: Network, obs: Float[Tensor, "*seed batch history obs"], shape: tuple[int, int]
+) -> Float[Tensor, "*seed batch horizon act"]:
+    """What the network says of observations alone: its noisy actions and its level are zero."""
+    lead = obs.shape[:-2]
+    return net(obs.new_zeros(*lead, *shape), obs.new_zeros(lead), obs)
 
 
 def remembering(net: Backbone, condition: Tensor) -> tuple[Network, Tensor | None]:

@@ -116,9 +116,13 @@ FAULTS = [
     *faults(
         f"{_UPDATE}.__init__",
         _ALL,
-        ("config.weight_decay, betas", "0.0, betas"),
-        ("config.beta1, config.beta2", "config.beta2, config.beta1"),
         ('"cosine"', '"vp"'),
+    ),
+    *faults(
+        "chunks.chunk_optimizer",
+        _ALL,
+        ("config.lr, config.weight_decay", "config.lr, 0.0"),
+        ("config.beta1, config.beta2", "config.beta2, config.beta1"),
     ),
     *faults(
         "chunks.schedule_chunks",
