@@ -8,7 +8,7 @@ A trajectory of a control policy is a sequence too: l_t = log pi(a_t | s_t) of i
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -44,6 +44,10 @@ class Scores:
     def length(self) -> Float[Tensor, "*batch"]:
         """|y|, at least 1: a completion without tokens has the score 0 rather than 0 / 0."""
         return (self.mask != 0).sum(-1).clamp(min=1).to(at_least_float32(self.logp))
+
+    def within(self, span: Shaped[Tensor, "*batch token"]) -> "Scores":
+        """The same, of the tokens where the span is not 0 alone."""
+        return replace(self, mask=(self.mask != 0) & (span != 0))
 
 
 def masked(
@@ -85,6 +89,14 @@ def seq_score(
     if reduce == "mean":
         score = score / scores.length
     return score if link is None else link(score)
+
+
+def bc_term(scores: Scores, length: Reduce = "sum") -> Float[Tensor, "*batch"]:
+    """-L, or -L / |y|: behaviour cloning of the sequences, as a loss for each.
+
+    Twin: the cloning term of TD3+BC and ReBRAC.
+    """
+    return -seq_score(scores, length, against="none")
 
 
 def implicit_rewards(scores: Scores, *, beta: float) -> Float[Tensor, "*batch token"]:
