@@ -115,6 +115,21 @@ def polyak_update(net: nn.Module, target: nn.Module, polyak: float) -> None:
         c.copy_(b)
 
 
+def clip_norm(
+    gradient: Sequence[Tensor], seed_axes: Sequence[int | None], most: float
+) -> list[Tensor]:
+    """g min(1, most / (|g| + 1e-6)) for each learner; `most` of 0 leaves g as it is.
+
+    As in `orthogonal_add` a learner's gradient is one vector of all its parameters together.
+    torch.nn.utils.clip_grad_norm_ would give the learners of a stack one norm between them.
+    Source: arXiv:1211.5063; the 1e-6 is torch's.
+    """
+    if not most:
+        return list(gradient)
+    share = (most / (_dot(gradient, gradient, seed_axes).sqrt() + 1e-6)).clamp(max=1.0)
+    return [_of_learners(share, g, axis) * g for g, axis in zip(gradient, seed_axes, strict=True)]
+
+
 def orthogonal_add(
     main: Sequence[Tensor], aux: Sequence[Tensor], seed_axes: Sequence[int | None]
 ) -> list[Tensor]:
@@ -128,9 +143,14 @@ def orthogonal_add(
     square = _dot(main, main, seed_axes).clamp(min=SMALLEST_SQUARE)
     coefficient = _dot(main, aux, seed_axes) / square
     return [
-        g + h - coefficient.reshape([-1 if i == axis else 1 for i in range(g.ndim)]) * g
+        g + h - _of_learners(coefficient, g, axis) * g
         for g, h, axis in zip(main, aux, seed_axes, strict=True)
     ]
+
+
+def _of_learners(numbers: Tensor, like: Tensor, axis: int | None) -> Tensor:
+    """A number per learner with the axes of a parameter, to multiply it by."""
+    return numbers.reshape([-1 if i == axis else 1 for i in range(like.ndim)])
 
 
 def _dot(a: Sequence[Tensor], b: Sequence[Tensor], seed_axes: Sequence[int | None]) -> Tensor:

@@ -1,10 +1,11 @@
-"""What the optimiser must not depend on: how a gradient lies in memory."""
+"""What the optimiser must not depend on, and what is done to a gradient before it."""
 
+import pytest
 import torch
 from torch import nn
 
 from offrl.networks import MLP, Learners
-from offrl.optim import adam, adamw, parameters_of, set_lr
+from offrl.optim import adam, adamw, clip_norm, parameters_of, set_lr
 
 
 def test_a_gradient_that_lies_transposed_moves_the_same_entries() -> None:
@@ -32,3 +33,33 @@ def test_only_weights_of_layers_decay() -> None:
         # Of a weight w and no gradient, a step leaves (1 - lr decay) w.
         kept = 0.9 if name in ("0.0.weight", "2.weight") else 1.0
         torch.testing.assert_close(p.detach(), kept * before[name])
+
+
+def test_a_learner_s_gradient_is_clipped_by_its_own_norm() -> None:
+    # Two learners, of norms 5 and 0.5, in an ensemble's weight and a bias that begins with them.
+    weight = torch.tensor([[[3.0], [0.3]], [[0.0], [0.4]]])  # (ensemble, seed, 1)
+    bias = torch.tensor([[4.0], [0.0]])  # (seed, 1)
+    clipped = clip_norm([weight, bias], [1, 0], 1.0)
+    torch.testing.assert_close(clipped[0][:, 0], weight[:, 0] / 5.0)
+    torch.testing.assert_close(clipped[1][0], bias[0] / 5.0)
+    assert torch.equal(clipped[0][:, 1], weight[:, 1]) and torch.equal(clipped[1][1], bias[1])
+    # Alone the same, and 0 leaves every gradient as it is.
+    alone = clip_norm([weight[:, 0], bias[0]], [None, None], 1.0)
+    torch.testing.assert_close(alone[0], clipped[0][:, 0])
+    same = clip_norm([weight, bias], [1, 0], 0.0)
+    assert same[0] is weight and same[1] is bias
+
+
+def test_clipping_is_torch_s_for_one_learner() -> None:
+    parameters = [nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(2))]
+    gradients = [torch.randn(3, 2), torch.randn(2)]
+    for p, g in zip(parameters, gradients, strict=True):
+        p.grad = g.clone()
+    torch.nn.utils.clip_grad_norm_(parameters, 0.7)
+    for p, ours in zip(parameters, clip_norm(gradients, [None, None], 0.7), strict=True):
+        torch.testing.assert_close(ours, p.grad)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (3,)])
+def test_a_zero_gradient_stays_zero(shape: tuple[int, ...]) -> None:
+    assert torch.equal(clip_norm([torch.zeros(shape)], [None], 1.0)[0], torch.zeros(shape))
