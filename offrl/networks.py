@@ -7,8 +7,9 @@ weights that its seed gives alone.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Literal, TypeVar
 
@@ -26,7 +27,14 @@ from offrl.types import Noise
 M = TypeVar("M", bound=nn.Module)
 
 Norm = Literal["none", "before", "after"]
-"""LayerNorm in each hidden layer: none, before its ReLU or after it."""
+"""LayerNorm in each hidden layer: none, before its activation or after it."""
+
+Activation = Literal["relu", "mish", "gelu"]
+ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "mish": nn.Mish,
+    "gelu": partial(nn.GELU, approximate="tanh"),  # as in flax
+}
 
 
 @dataclass(frozen=True)
@@ -137,7 +145,8 @@ class LayerNorm(Stacked):
 class MLP(nn.Sequential):
     """Linear-ReLU blocks, the last layer linear unless `activate_last`.
 
-    Dropout acts after each hidden ReLU where noise is given, LayerNorm where `norm` says.
+    Dropout acts after each hidden ReLU where noise is given, LayerNorm where `norm` says;
+    `activation` stands for ReLU.
     """
 
     def __init__(
@@ -149,6 +158,7 @@ class MLP(nn.Sequential):
         norm: Norm = "none",
         init: Init = TORCH_INIT,
         activate_last: bool = False,
+        activation: Activation = "relu",
     ) -> None:
         if min(sizes) < 1:
             raise ConfigError(f"a network's layers have {list(sizes)} units; each needs 1 or more")
@@ -158,7 +168,7 @@ class MLP(nn.Sequential):
                 layers.append(Linear(inputs, outputs, learners, ensemble, init.last))
                 break
             layers.append(Linear(inputs, outputs, learners, ensemble, bias=init.hidden_bias))
-            block: list[nn.Module] = [nn.ReLU()]
+            block: list[nn.Module] = [ACTIVATIONS[activation]()]
             if norm != "none":
                 at = 0 if norm == "before" else 1
                 block.insert(at, LayerNorm(outputs, learners, ensemble))
@@ -177,8 +187,9 @@ class MLP(nn.Sequential):
         threshold = float(ndtri(self.dropout)) if drops else 0.0
         hidden = 0
         for layer in self:
-            x = layer(x) if isinstance(layer, nn.ReLU) else layer(x, members)
-            if noise is not None and drops and isinstance(layer, nn.ReLU):
+            active = isinstance(layer, nn.ReLU | nn.Mish | nn.GELU)
+            x = layer(x) if active else layer(x, members)
+            if noise is not None and drops and active:
                 kept = (noise[f"dropout{hidden}"] > threshold).to(x)
                 x = x * kept / (1.0 - self.dropout)
                 hidden += 1

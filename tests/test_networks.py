@@ -48,6 +48,19 @@ def test_mlp_equals_a_loop(seeds: tuple[int, ...], ensemble: tuple[int, ...]) ->
             torch.testing.assert_close(y[*member, *learner], expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["mish", "gelu"])
+def test_other_activations_than_relu(kind: Any) -> None:
+    mlp = MLP([3, 4, 2], Learners((4, 5)), norm="after", activation=kind)
+    x = torch.randn(2, 7, 3)
+    first, _, norm, last = mlp
+    h = first(x)
+    curve = {
+        "mish": lambda h: h * torch.tanh(torch.log1p(h.exp())),
+        "gelu": lambda h: 0.5 * h * (1 + torch.tanh(0.7978845608 * (h + 0.044715 * h**3))),
+    }[kind]
+    torch.testing.assert_close(mlp(x), last(norm(curve(h))))
+
+
 @pytest.mark.parametrize("shape", [(BATCH, 3), (2, BATCH, 3)])
 def test_each_way_of_multiplying_is_the_same(shape: tuple[int, ...]) -> None:
     for ensemble in ((), (2,)):
