@@ -16,7 +16,8 @@ the rate is a tensor, so a captured graph sees it. BatchNorm would not do in suc
 running statistics are buffers, which are copied, and belong to other parameters than the average.
 
 Sources: Diffusion Policy (arXiv:2303.04137), whose code counts as `after = 1` does and copies at
-step 0; BESO (arXiv:2304.02532) for the ratio; both with numbers as in the authors' code.
+step 0; BESO (arXiv:2304.02532) for the ratio; Diffusion-QL (arXiv:2208.06193) for averages that
+start late and move every few steps; all with numbers as in the authors' code.
 """
 
 from dataclasses import dataclass
@@ -41,14 +42,18 @@ class Decay:
     power: float = 0.75  # 2/3 where a million steps or more are taken
     inv_gamma: float = 1.0  # steps by which the power rule is stretched
     after: int = 1  # steps before the power rule begins; until then the average is a copy
+    start: int = 0  # steps in which the average, whatever the rule, stays as it began
+    every: int = 1  # steps from one move of the average to the next, counted from step 0
 
     def __post_init__(self) -> None:
         check_choice(self, "rule", ("power", "ratio", "constant"))
         check_intervals(self, high="[0, 1]", low="[0, 1]", power="(0, inf)", inv_gamma="(0, inf)")
-        check_intervals(self, after="[0, inf)")
+        check_intervals(self, after="[0, inf)", start="[0, inf)", every="[1, inf)")
 
     def rate(self, step: int) -> float:
-        """1 - decay at this step of training."""
+        """1 - decay at this step of training; 0 where the average does not move."""
+        if step < self.start or step % self.every:
+            return 0.0
         if self.rule == "constant":
             return 1.0 - self.high
         if self.rule == "ratio":

@@ -40,12 +40,21 @@ def test_the_other_rules_by_hand() -> None:
     assert Decay("constant", high=0.995).rate(0) == pytest.approx(0.005)
 
 
+def test_an_average_that_starts_late_and_moves_every_few_steps() -> None:
+    late = Decay("constant", high=0.995, start=1000, every=5)
+    moves = [step for step in range(1012) if late.rate(step) > 0.0]
+    assert moves == [1000, 1005, 1010]
+    assert late.rate(1005) == pytest.approx(0.005)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"high": 1.5}, r"Decay\.high is 1\.5; it must be in \[0, 1\]"),
         ({"power": 0.0}, r"Decay\.power is 0\.0"),
         ({"after": -1}, r"Decay\.after is -1"),
+        ({"start": -1}, r"Decay\.start is -1"),
+        ({"every": 0}, r"Decay\.every is 0"),
     ],
 )
 def test_settings_are_checked(change: dict[str, Any], message: str) -> None:
