@@ -23,6 +23,7 @@ begin as torch.nn.Linear. Sources: Diffusion-QL (arXiv:2208.06193), IDQL (arXiv:
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -31,10 +32,11 @@ from scipy.special import ndtri
 from torch import Tensor, nn
 from torch.nn.functional import mish
 
+from offrl.denoising import Network
 from offrl.embeddings import Features, LevelEncoder, linear
 from offrl.errors import ConfigError, near
 from offrl.networks import LayerNorm, Learners, Linear
-from offrl.transformer import CrossTransformer, InterleavedGPT
+from offrl.transformer import CrossTransformer, InterleavedGPT, Memory
 from offrl.types import Noise
 from offrl.unet import UNet
 
@@ -219,3 +221,23 @@ def backbone_from_spec(spec: Mapping[str, Any]) -> Backbone:
             f"{near(kind, BACKBONES)}"
         )
     return BACKBONES[kind](learners=Learners(), **settings)
+
+
+def remembering(
+    net: Backbone, condition: Tensor, candidates: int = 1
+) -> tuple[Network, Tensor | None]:
+    """The network and the condition that it is to be given at every step of a sampler.
+
+    Where the network can, it encodes the condition (batch, tokens, token) once, for all steps and
+    for the rows of all candidates, which stand as in `offrl.guidance`.
+    """
+    if not isinstance(net, CrossTransformer):
+        return net, condition
+    memory = net.remember(condition)
+    rows = Memory(*(part.repeat_interleave(candidates, 1) for part in memory))
+    return partial(_recall, net, rows), None
+
+
+def _recall(net: CrossTransformer, memory: Memory, x: Tensor, level: Tensor, _: None) -> Tensor:
+    y: Tensor = net(x, level, memory)
+    return y

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from offrl.agent import Agent
@@ -22,6 +22,7 @@ from offrl.backbones import Backbone, MLPDenoiser
 from offrl.checks import check_choice, check_intervals
 from offrl.datasets.offline import OfflineDataset
 from offrl.datasets.windows import Normalize, Windows, windows
+from offrl.denoising import Matched, Network, matching_error
 from offrl.ema import Average, Decay
 from offrl.execution import Execution
 from offrl.generation import Generation
@@ -31,7 +32,7 @@ from offrl.planners import ChunkPlanner
 from offrl.policy import PlanPolicy
 from offrl.streams import Stream
 from offrl.transformer import CrossTransformer
-from offrl.types import Noise
+from offrl.types import Noise, WindowBatch
 from offrl.unet import UNet
 
 BackboneName = Literal["unet", "transformer", "mlp", "resnet", "film"]
@@ -42,6 +43,7 @@ MLP_BLOCKS: Mapping[str, Literal["plain", "residual", "film"]] = {
     "film": "film",
 }
 HEADS = 4  # of the transformer, as published
+TIMES = 1_000.0  # by which levels that are no steps are multiplied: DDPM's steps are so many
 # What recipes for the tasks of `offrl.envs`, of short episodes, have in common.
 SMALL_TASKS: Mapping[str, Any] = {
     **{"history": 2, "horizon": 8, "execute": 4},
@@ -122,14 +124,18 @@ def stacks(config: Any) -> bool:
     return config.backbone in MLP_BLOCKS
 
 
-def chunk_backbone(agent: Agent, level_scale: float) -> Backbone:
-    """The network that the settings ask for; `level_scale` as in `offrl.backbones`."""
+def chunk_backbone(agent: Agent, level_scale: float, token: int | None = None) -> Backbone:
+    """The network that the settings ask for; `level_scale` as in `offrl.backbones`.
+
+    `token` numbers stand for each observation, as many as it has unless told.
+    """
     cfg, horizon = agent.config, agent.config.horizon
+    token = agent.obs_dim if token is None else token
     if cfg.backbone in MLP_BLOCKS:
         return MLPDenoiser(
             horizon,
             agent.act_dim,
-            cfg.history * agent.obs_dim,
+            cfg.history * token,
             agent.learners,
             blocks=MLP_BLOCKS[cfg.backbone],
             hidden=cfg.width,
@@ -141,7 +147,7 @@ def chunk_backbone(agent: Agent, level_scale: float) -> Backbone:
             horizon,
             agent.act_dim,
             cfg.history,
-            agent.obs_dim,
+            token,
             agent.learners,
             layers=cfg.depth,
             heads=HEADS,
@@ -151,7 +157,7 @@ def chunk_backbone(agent: Agent, level_scale: float) -> Backbone:
     return UNet(
         horizon,
         agent.act_dim,
-        cfg.history * agent.obs_dim,
+        cfg.history * token,
         agent.learners,
         channels=[cfg.width * 2**i for i in range(cfg.depth)],
         level_scale=level_scale,
@@ -196,6 +202,20 @@ def schedule_chunks(
 def chunk_noise(agent: Agent, batch_size: int) -> dict[str, tuple[int, ...]]:
     """Of an update: the levels, and the noise of each chunk, for one learner."""
     return {"level": (batch_size,), "noise": (batch_size, agent.config.horizon, agent.act_dim)}
+
+
+def valid_steps(agent: Agent, batch: WindowBatch) -> Tensor | None:
+    """Which steps of the chunks a loss is of, (*seed, batch, horizon); None for all."""
+    return batch.real if agent.config.mask_padding else None
+
+
+def matching_loss(
+    agent: Agent, process: Matched, net: Network, batch: WindowBatch, noise: Noise
+) -> Tensor:
+    """The squared error above, one value per learner, with the noise of `chunk_noise`."""
+    at = process.draw(noise["level"])
+    given = batch.action, noise["noise"], at, batch.obs, valid_steps(agent, batch)
+    return matching_error(process, net, *given).mean(-1)
 
 
 def held_out_noise(agent: Agent, shape: tuple[int, ...]) -> Noise:

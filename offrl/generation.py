@@ -12,7 +12,7 @@ from offrl.consistency import Consistency
 from offrl.denoising import Denoise, Network, denoiser
 from offrl.errors import ConfigError, near
 from offrl.processes import DDPM, EDM, Flow
-from offrl.samplers import Sample, generate, noise_shapes
+from offrl.samplers import Hook, Sample, generate, noise_shapes
 from offrl.types import Noise
 
 PROCESSES: Mapping[str, type[DDPM] | type[EDM] | type[Flow] | type[Consistency]] = {
@@ -52,10 +52,12 @@ class Generation:
         """The network as the sampler sees it; `event` axes of a sample come after the batch."""
         return denoiser(self.process, network, condition, event, self.clip)
 
-    def run(self, denoise: Denoise, noise: Noise, event: int = 2) -> Sample:
+    def run(
+        self, denoise: Denoise, noise: Noise, event: int = 2, hook: Hook | None = None
+    ) -> Sample:
         """Samples from the noise of `offrl.samplers.generate`, with their evaluations."""
         path = self.process.path(self.steps)
-        return generate(self.sampler, self.process, denoise, path, noise, event)
+        return generate(self.sampler, self.process, denoise, path, noise, event, hook)
 
     def spec(self) -> dict[str, Any]:
         process = {"type": type(self.process).__name__, **asdict(self.process)}

@@ -1,17 +1,15 @@
 """Networks that plan chunks of actions for a `PlanPolicy`, and how a saved one is made again."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from offrl.backbones import Backbone, backbone_from_spec
+from offrl.backbones import Backbone, backbone_from_spec, remembering
 from offrl.denoising import Network
 from offrl.errors import ConfigError, near
 from offrl.generation import Generation, by_step
-from offrl.transformer import CrossTransformer
 from offrl.types import Context, Noise
 
 
@@ -60,21 +58,6 @@ def regressed(
     """What the network says of observations alone: its noisy actions and its level are zero."""
     lead = obs.shape[:-2]
     return net(obs.new_zeros(*lead, *shape), obs.new_zeros(lead), obs)
-
-
-def remembering(net: Backbone, condition: Tensor) -> tuple[Network, Tensor | None]:
-    """The network and the condition that it is to be given at every step of a sampler.
-
-    Where the network can, it encodes the condition once, for all steps.
-    """
-    if isinstance(net, CrossTransformer):
-        return partial(_recall, net, net.remember(condition)), None
-    return net, condition
-
-
-def _recall(net: CrossTransformer, memory: Any, x: Tensor, level: Tensor, _: None) -> Tensor:
-    y: Tensor = net(x, level, memory)
-    return y
 
 
 PLANNERS: Mapping[str, Callable[[Mapping[str, Any]], nn.Module]] = {

@@ -235,16 +235,23 @@ def noise_shapes(name: str, steps: int, shape: tuple[int, ...]) -> dict[str, tup
 
 
 def generate(
-    name: str, process: Process, denoise: Denoise, path: Path, noise: Noise, event: int = 2
+    name: str,
+    process: Process,
+    denoise: Denoise,
+    path: Path,
+    noise: Noise,
+    event: int = 2,
+    hook: Hook | None = None,
 ) -> Sample:
     """A sample from the process's prior on, with the noise of `noise_shapes`.
 
     Noise is (*seed, batch, ...) in "start" and (*seed, steps, batch, ...) in "steps", as training
-    draws it; `event` is the number of axes of a sample after the batch.
+    draws it; `event` is the number of axes of a sample after the batch. `hook` is called before
+    and after each step.
     """
     start = noise["start"]
     along = noise["steps"].unbind(start.ndim - event - 1) if "steps" in noise else ()
-    return sampler(name).run(denoise, path, process.prior(start), along)
+    return sampler(name).run(denoise, path, process.prior(start), along, hook, hook)
 
 
 def _walk(step: _Step, path: Path, x: Tensor, before: Hook | None, after: Hook | None) -> Sample:
