@@ -24,7 +24,7 @@ from offrl.evaluation import StatefulPolicy
 from offrl.policy_base import BasePolicy
 from offrl.streams import Stream
 
-Act = Callable[[NDArray[Any]], NDArray[np.float32]]
+Act = Callable[[NDArray[Any], float], NDArray[np.float32]]
 KINDS = (
     "a run or policy directory of offrl, a .zip of stable-baselines3, or an .npz of plain arrays"
 )
@@ -32,7 +32,10 @@ KINDS = (
 
 @runtime_checkable
 class Behaviour(Protocol):
-    """Something that acts: `episode(i)` gives the function from observations to actions."""
+    """Something that acts: `episode(i)` gives the function from what is observed to actions.
+
+    It is given the observation and the reward of the step before, which is 0 at first.
+    """
 
     def episode(self, number: int) -> Act: ...
 
@@ -51,7 +54,7 @@ class Uniform:
         """One episode's actions, whatever the observations."""
         generator = self._stream.block(number)
 
-        def act(obs: NDArray[Any]) -> NDArray[np.float32]:
+        def act(obs: NDArray[Any], reward: float) -> NDArray[np.float32]:
             return generator.uniform(self._low, self._high).astype(np.float32)
 
         return act
@@ -67,10 +70,10 @@ class Rolled:
         """One episode's actions; the policy draws its noise by episode and step."""
         state = self.policy.restart(self.policy.start(1), [0], [number])
 
-        def act(obs: NDArray[Any]) -> NDArray[np.float32]:
+        def act(obs: NDArray[Any], reward: float) -> NDArray[np.float32]:
             nonlocal state
-            batch = np.asarray(obs, np.float32)[None]
-            actions, state = self.policy.act(batch, state, deterministic=self.deterministic)
+            batch, earned = np.asarray(obs, np.float32)[None], np.array([reward], np.float32)
+            actions, state = self.policy.act(batch, state, earned, self.deterministic)
             return np.asarray(actions[0], np.float32)
 
         return act
@@ -101,10 +104,11 @@ def roll_out(
             number = len(staging)
             act = behaviour.episode(number)
             obs, _ = env.reset(seed=int(starts.block(number).integers(2**31)))
-            length, total, done = 0, 0.0, False
+            length, total, reward, done = 0, 0.0, 0.0, False
             while not done:
-                obs, reward, terminated, truncated, _ = env.step(act(obs))
-                length, total = length + 1, total + float(reward)
+                obs, earned, terminated, truncated, _ = env.step(act(obs, reward))
+                reward = float(earned)
+                length, total = length + 1, total + reward
                 done = terminated or truncated
             recorded += length
             if progress is not None:

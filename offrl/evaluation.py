@@ -178,6 +178,7 @@ def evaluate(
     *,
     deterministic: bool = True,
     reference: Reference | None = None,
+    target_return: float | None = None,
 ) -> Evaluation:
     """Play `episodes` starts, each once, and return what every one of them gave.
 
@@ -186,14 +187,15 @@ def evaluate(
     Gymnasium id, a function that makes environments, or one environment. `slots` episodes are
     played at once (10 unless told): results are compared to the last bit for the same number
     alone. `reference` gives the score; by default D4RL's for the environment's id, if any.
+    `target_return` is what a policy conditioned on returns is to aim at, instead of its own.
 
-    Raises ConfigError where the environment does not fit the policy, RunError where it gives a
-    reward that is not finite.
+    Raises ConfigError where the environment does not fit the policy or it takes no target, RunError
+    where the environment gives a reward that is not finite.
     """
     if episodes < 1 or (slots is not None and slots < 1):
         raise ConfigError(f"episodes ({episodes}) and slots ({slots}) must be at least 1")
     width = slots or SLOTS
-    driver = _driver(policy, width, deterministic)
+    driver = _driver(policy, width, deterministic, target_return)
     spec = getattr(policy, "spec", None)
     spec = spec if isinstance(spec, Spec) else None
     starts = [start_seed(seed, i) for i in range(episodes)]
@@ -310,9 +312,13 @@ def _play(
     return results
 
 
-def _driver(policy: Any, width: int, deterministic: bool) -> "_Stateful | _Stateless":
+def _driver(
+    policy: Any, width: int, deterministic: bool, target_return: float | None
+) -> "_Stateful | _Stateless":
     if isinstance(policy, StatefulPolicy):
-        return _Stateful(policy, width, deterministic)
+        return _Stateful(policy, width, deterministic, target_return)
+    if target_return is not None:
+        raise ConfigError(f"{type(policy).__name__} is not conditioned on a return")
     predict = getattr(policy, "predict", None)
     if callable(predict):
         return _Stateless(lambda obs: predict(obs, deterministic=deterministic))
@@ -327,9 +333,16 @@ def _driver(policy: Any, width: int, deterministic: bool) -> "_Stateful | _State
 class _Stateful:
     """All slots in one batch; those that play nothing keep their last observation."""
 
-    def __init__(self, policy: StatefulPolicy, width: int, deterministic: bool) -> None:
+    def __init__(
+        self,
+        policy: StatefulPolicy,
+        width: int,
+        deterministic: bool,
+        target_return: float | None,
+    ) -> None:
         self.policy, self.deterministic = policy, deterministic
-        self.state = policy.start(width)
+        target = {} if target_return is None else {"target_return": target_return}
+        self.state = policy.start(width, **target)
         self.obs = np.zeros((width, len(policy.spec.obs_low)), np.float32)
         self.reward = np.zeros(width, np.float32)
 

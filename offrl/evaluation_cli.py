@@ -49,10 +49,7 @@ def main(argv: list[str]) -> int:
         video.check_target(args.video, args.force)
         video.headless()
 
-    results = [
-        [(target, _evaluate(target, args.env, args.episodes, args.seed)) for target in targets]
-        for targets in groups
-    ]
+    results = [[(target, _evaluate(target, args)) for target in targets] for targets in groups]
     if args.json:
         json.dump(_as_json(args.runs, results), sys.stdout, indent=2)
         print()
@@ -74,6 +71,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="S", help="chooses the starts (0); equal for all"
+    )
+    parser.add_argument(
+        "--target-return",
+        type=float,
+        metavar="R",
+        help="return to aim at, for policies conditioned on one; by default the policy's own",
     )
     parser.add_argument(
         "--video", type=Path, metavar="FILE", help="film the first start, as .mp4 or .gif"
@@ -146,13 +149,20 @@ def _environment(target: Target, asked: str | None) -> tuple[str, Reference | No
     return target.env_id, target.reference or reference_for(target.env_id)
 
 
-def _evaluate(target: Target, asked: str | None, episodes: int, seed: int) -> "Evaluation":
-    env_id, reference = _environment(target, asked)
+def _evaluate(target: Target, args: argparse.Namespace) -> "Evaluation":
+    env_id, reference = _environment(target, args.env)
     from offrl.evaluation import evaluate
     from offrl.policy import load_policy
 
     policy = load_policy(target.path)
-    return evaluate(policy, env_id, episodes, seed, reference=reference)
+    return evaluate(
+        policy,
+        env_id,
+        args.episodes,
+        args.seed,
+        reference=reference,
+        target_return=args.target_return,
+    )
 
 
 def _film(target: Target, args: argparse.Namespace) -> None:
@@ -160,7 +170,14 @@ def _film(target: Target, args: argparse.Namespace) -> None:
     from offrl.video import record
 
     env_id, _ = _environment(target, args.env)
-    filmed = record(load_policy(target.path), env_id, args.video, args.seed, force=args.force)
+    filmed = record(
+        load_policy(target.path),
+        env_id,
+        args.video,
+        args.seed,
+        force=args.force,
+        target_return=args.target_return,
+    )
     print(
         f"{os.fspath(args.video)}: start 0, return {filmed.mean:.1f}, "
         f"{int(filmed.lengths[0])} steps",

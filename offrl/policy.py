@@ -25,6 +25,7 @@ from offrl.execution import Execution, PlanState, due, next_action, real_of, rem
 from offrl.planners import planner_from_spec
 from offrl.policy_base import F32, BasePolicy, Observation, Slots
 from offrl.policy_format import PolicyFile
+from offrl.sequence_models import sequence_model_from_spec
 from offrl.types import Context, Noise
 
 
@@ -334,6 +335,11 @@ def load_policy(
     # Assigned rather than copied, so that the policy keeps the precision it was trained in.
     network.load_state_dict(state, assign=True)
     network.eval().requires_grad_(False).to(device)
+    if saved.conditioning is not None:
+        # Its policy is one of this module's: it can be imported once this module is.
+        from offrl.sequence_policy import sequence_policy
+
+        return sequence_policy(saved, network, seed)
     held = network, saved.spec, saved.obs_mean, saved.obs_std, saved.provenance, seed
     if saved.execution is None:
         return Policy(*held)
@@ -345,11 +351,12 @@ def load_policy(
 
 
 def _network(saved: PolicyFile, actor: nn.Module | type[nn.Module] | None) -> nn.Module:
-    if actor is None and saved.execution is None:
+    if actor is None and saved.execution is None and saved.conditioning is None:
         return actor_from_spec(saved.actor)
     if actor is None:
+        make = planner_from_spec if saved.conditioning is None else sequence_model_from_spec
         try:
-            return planner_from_spec(saved.actor)
+            return make(saved.actor)
         except (KeyError, TypeError) as e:
             raise RunError(f"{saved.path}: the entry 'actor' is damaged: {e!r}") from e
     if isinstance(actor, nn.Module):

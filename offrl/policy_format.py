@@ -1,7 +1,8 @@
 """The files of a policy: `policy.json` says what it is, `policy.safetensors` holds its numbers.
 
     policy/policy.json          format, version, actor, spec, provenance, sha256 of the other file;
-                                of one that plans: execution, action_range
+                                of one that plans: execution, action_range;
+                                of one that is asked for a return: conditioning
     policy/policy.safetensors   obs_mean, obs_std, actor/<parameter>
 
 Bounds that are infinite are null in the JSON. Reading needs neither torch nor an agent's code.
@@ -37,7 +38,8 @@ class PolicyFile:
     """What the two files hold. `actor` is the network's own spec, a dictionary with a `type`.
 
     `execution` is that of a policy that plans (`offrl.execution`), and `action_range` the actions
-    of the environment that -1 and 1 stand for in it.
+    of the environment that -1 and 1 stand for in it; `conditioning` is that of a policy that is
+    asked for a return (`offrl.sequence_policy`).
     """
 
     actor: Mapping[str, Any]
@@ -49,6 +51,7 @@ class PolicyFile:
     path: Path | None = None
     execution: Mapping[str, Any] | None = None
     action_range: tuple[list[float], list[float]] | None = None
+    conditioning: Mapping[str, Any] | None = None
 
 
 def find(path: str | os.PathLike[str]) -> Path:
@@ -113,6 +116,7 @@ def read(path: str | os.PathLike[str]) -> PolicyFile:
             weights=weights,
             provenance=header["provenance"],
             path=where,
+            conditioning=dict(header["conditioning"]) if "conditioning" in header else None,
             **_plan(header),
         )
     except KeyError as e:
@@ -147,6 +151,8 @@ def write(path: str | os.PathLike[str], policy: PolicyFile, overwrite: bool = Fa
     }
     if policy.execution is not None:
         header |= {"execution": dict(policy.execution), "action_range": policy.action_range}
+    if policy.conditioning is not None:
+        header |= {"conditioning": dict(policy.conditioning)}
     text = json.dumps(header, indent=2, allow_nan=False) + "\n"
     fresh, old = (target.parent / f".{target.name}.{kind}.tmp" for kind in ("new", "old"))
     try:

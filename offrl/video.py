@@ -42,12 +42,13 @@ def record(
     seed: int = 0,
     *,
     force: bool = False,
+    target_return: float | None = None,
 ) -> Evaluation:
     """Film start 0 of the evaluation with this seed, and return its result.
 
     `env` is an id, or a function that takes `render_mode`. A `.gif` can always be written, an
-    `.mp4` with the extra `video`. Raises ConfigError for another ending, RunError where the file
-    exists and not `force`, or nothing could be rendered.
+    `.mp4` with the extra `video`. `target_return` is that of `evaluate`. Raises ConfigError for
+    another ending, RunError where the file exists and not `force`, or nothing could be rendered.
     """
     target = Path(path)
     check_target(target, force)
@@ -55,7 +56,7 @@ def record(
     camera = Camera(make(env, render_mode="rgb_array"))
     reference = reference_for(env) if isinstance(env, str) else None
     try:
-        result = evaluate(policy, camera, episodes=1, seed=seed, reference=reference)
+        result = evaluate(policy, camera, 1, seed, reference=reference, target_return=target_return)
     finally:
         camera.close()
     write_video(target, camera.frames, camera.rate)

@@ -136,12 +136,12 @@ class KilledAt:
         act = self.uniform.episode(number)
         taken = 0
 
-        def counted(obs: NDArray[Any]) -> NDArray[np.float32]:
+        def counted(obs: NDArray[Any], reward: float) -> NDArray[np.float32]:
             nonlocal taken
             taken += 1
             if number == self.number and taken == 3:
                 raise Killed
-            return act(obs)
+            return act(obs, reward)
 
         return counted
 
@@ -169,7 +169,7 @@ def test_samples_of_our_policy_resume_to_the_same_bytes(tmp_path: Path) -> None:
 
 def test_uniform_actions_fill_the_bounds() -> None:
     act = Uniform(SPEC, 0).episode(0)
-    actions = np.concatenate([act(np.zeros(2)) for _ in range(2_000)])
+    actions = np.concatenate([act(np.zeros(2), 0.0) for _ in range(2_000)])
     assert -2.0 <= actions.min() < -1.9 and 1.9 < actions.max() <= 2.0
     assert abs(actions.mean()) < 0.15
 

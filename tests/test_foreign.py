@@ -271,7 +271,7 @@ def test_noise_of_an_episode_follows_from_its_number(tmp_path: Path) -> None:
 
     def actions(*numbers: int) -> list[NDArray[np.float32]]:
         rolled = Rolled(load_sb3(tmp_path / "m.zip", SPEC, seed=4), deterministic=False)
-        return [rolled.episode(n)(OBS[0]) for n in numbers]
+        return [rolled.episode(n)(OBS[0], 0.0) for n in numbers]
 
     first, second, third = actions(0, 1, 2)
     assert actions(2)[0] == third and actions(1)[0] == second
