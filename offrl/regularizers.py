@@ -3,8 +3,10 @@
 Pure functions; like the losses they detach nothing but where the definition itself says so.
 """
 
+import math
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -83,3 +85,17 @@ def advantage_mask(
     Source: A2PR (arXiv:2405.19909, section 4.2), with the comparisons of its authors' code.
     """
     return ((generated_advantage >= 0) | (logged_advantage > 0)).to(logged_advantage)
+
+
+def relative_support(
+    log_prob: Float[Tensor, "*batch choices"], share: float
+) -> Bool[Tensor, "*batch choices"]:
+    """Which choices have at least `share` of the probability of the likeliest one.
+
+    What lies outside is taken for noise, not for an option. Source: the discrete form of BCQ
+    (arXiv:1910.01708, eq. 19, share 0.3), and min-p sampling of language models (arXiv:2407.01082).
+    A share of 0 supports every choice.
+    """
+    least = math.log(share) if share > 0 else -math.inf
+    support: Tensor = log_prob - log_prob.amax(-1, keepdim=True) >= least
+    return support
