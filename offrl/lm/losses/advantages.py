@@ -40,8 +40,8 @@ def standardised(
 ) -> Float[Tensor, "*batch group"]:
     """(r - p) / (s + eps): GRPO. `correction` 1 divides by G - 1 in s, 0 by G.
 
-    Source: GRPO (arXiv:2402.03300); TRL has eps 1e-4 and correction 1, verl eps 1e-6. A group whose
-    rewards agree has the advantage 0. Twin: normalising advantages in PPO.
+    A group whose rewards agree has the advantage 0. Source: GRPO (arXiv:2402.03300), read in TRL
+    (eps 1e-4, correction 1) and verl (1e-6). Twin: normalising advantages in PPO.
     """
     rewards, member = _group(rewards, member)
     spread = _deviation(rewards, member, correction)
@@ -174,7 +174,10 @@ def positive_only(
 def negative_only(
     rewards: Float[Tensor, "*batch group"], member: Shaped[Tensor, "*batch group"] | None = None
 ) -> Float[Tensor, "*batch group"]:
-    """r - 1 of rewards in {0, 1}: only what was wrong is unlearned, NSR (arXiv:2506.01347)."""
+    """r - 1 of rewards in {0, 1}: only what was wrong is unlearned, NSR.
+
+    Source: arXiv:2506.01347, read in the authors' code. Twin: unlearning of failures.
+    """
     rewards, member = _group(rewards, member)
     return masked((rewards > 0).to(rewards) - 1.0, member)
 
@@ -255,7 +258,8 @@ def quantile_step(
 ) -> Float[Tensor, "*batch"]:
     """q + rate (level - share of scores at or below q): one step on the quantile loss.
 
-    Source: RiskPO (arXiv:2510.00911, rate 0.1). Stationary where that share is the level.
+    Stationary where that share is the level. Source: RiskPO (arXiv:2510.00911), read in the
+    authors' script (rate .1). Twin: quantile regression of returns.
     """
     share = (scores <= tracked[..., None]).to(tracked).mean(-1)
     return tracked + rate * (level - share)
@@ -267,7 +271,10 @@ def to_go(
     *,
     gamma: float = 1.0,
 ) -> Float[Tensor, "*batch token"]:
-    """sum_(k >= t) gamma^(k - t) m_k r_k: the return from each token on, 0 outside the mask."""
+    """sum_(k >= t) gamma^(k - t) m_k r_k: the return from each token on, 0 outside the mask.
+
+    Source: derived. Twin: returns to go.
+    """
     inside = masked(at_least_float32(rewards), mask).detach()
     if gamma == 1.0:
         returns = inside.flip(-1).cumsum(-1).flip(-1)
@@ -285,7 +292,10 @@ def whitened(
     *,
     eps: float = 1e-8,
 ) -> Float[Tensor, "*seed batch token"]:
-    """(A - mean) / sqrt(var + eps) over the batch's tokens inside the mask, as verl does it."""
+    """(A - mean) / sqrt(var + eps) over the batch's tokens inside the mask.
+
+    Source: read in verl (masked_whiten). Twin: normalising advantages in PPO.
+    """
     values, inside = _group(values.flatten(-2), mask.flatten(-2))
     spread = (_deviation(values, inside, 1).square() + eps).sqrt()
     return (centred(values, inside) / spread[..., None]).reshape(mask.shape)

@@ -147,8 +147,9 @@ def low_entropy_answers(
 ) -> Float[Tensor, "*batch token"]:
     """The mask of answers whose mean entropy is at most `threshold`; of all if `initial` is above.
 
-    `initial` is the policy's mean entropy before training. Source: GTPO (arXiv:2508.03772), where
-    the advantage also loses .1 of the entropy: `advantage - .1 * mean entropy`.
+    `initial` is the policy's mean entropy before training. GTPO's advantage also loses .1 of the
+    answer's mean entropy. Source: GTPO (arXiv:2508.03772), read in the authors' code (.7 for the
+    threshold). Twin: a filter of trajectories by the policy's own doubt.
     """
     total = masked(at_least_float32(entropy).detach(), mask).sum(-1, keepdim=True)
     mean = total / (mask != 0).sum(-1, keepdim=True).clamp(min=1)

@@ -42,8 +42,8 @@ def reinforce(
     """-A d, c = 1: REINFORCE, on any data.
 
     With `centred` advantages it is group-relative REINFORCE, which its authors show to be sound
-    off-policy (arXiv:2509.24203); with `shifted` AsymRE (arXiv:2506.20520), with `positive_only`
-    filtered cloning. Twin: advantage-weighted cloning.
+    off-policy; with `shifted` AsymRE (arXiv:2506.20520), with `positive_only` filtered cloning.
+    Source: REC (arXiv:2509.24203), read in Trinity. Twin: advantage-weighted cloning.
     """
     return -advantage.detach() * log_ratio
 
@@ -182,7 +182,10 @@ def two_side_clipped(
     high: float = 0.2,
     weighted: bool = False,
 ) -> Float[Tensor, "*out"]:
-    """-A d, or -stop(w) A d, only where 1 - low <= w <= 1 + high: REC two-side."""
+    """-A d, or -stop(w) A d, only where 1 - low <= w <= 1 + high: REC two-side.
+
+    Source: REC (arXiv:2509.24203), read in Trinity. Twin: a hard trust region.
+    """
     ratio = log_ratio.detach().exp()
     return _rec(log_ratio, advantage, (ratio >= 1.0 - low) & (ratio <= 1.0 + high), weighted)
 
@@ -253,7 +256,8 @@ def nft(
 def nft_weight(accuracy: Float[Tensor, "*acc"], *, standardise: bool = False) -> Tensor:
     """1 - q, which makes `nft` Dr. GRPO on policy, or sqrt((1 - q) / q), which makes it GRPO.
 
-    Source: NFT (arXiv:2505.18116), where 1 is a third choice.
+    Source: NFT (arXiv:2505.18116), read in the authors' code, where 1 is a third choice. Twin: the
+    normalisation of advantages.
     """
     q = accuracy.detach().clamp(0.02, 0.98)
     return ((1.0 - q) / q).sqrt() if standardise else 1.0 - q
@@ -283,7 +287,10 @@ def uniform_value(
     *,
     scale: float = 1.0,
 ) -> Float[Tensor, "*batch token"]:
-    """c mean_v (log pi_v - log pi_old_v) at t + 1, detached; 0 at a sequence's end: ROVER's V."""
+    """c mean_v (log pi_v - log pi_old_v) at t + 1, detached; 0 at a sequence's end: ROVER's V.
+
+    Source: ROVER (arXiv:2509.24981), read in the authors' code. Twin: the value of a random policy.
+    """
     gap = logits.detach().log_softmax(-1) - old_logits.log_softmax(-1)
     value = masked(scale * gap.mean(-1), mask)
     return torch.cat([value[..., 1:], torch.zeros_like(value[..., :1])], -1)
@@ -329,7 +336,10 @@ def advantage_weighted(
 def importance_weighted(
     log_ratio: Float[Tensor, "*any"], advantage: Float[Tensor, "*adv"], *, cap: float = 10.0
 ) -> Float[Tensor, "*out"]:
-    """-e^d A, c = w: importance sampling without a bound but `safe_exp`'s."""
+    """-e^d A, c = w: importance sampling without a bound but `safe_exp`'s.
+
+    Source: derived. Twin: off-policy policy gradient.
+    """
     return -safe_exp(log_ratio, cap) * advantage.detach()
 
 

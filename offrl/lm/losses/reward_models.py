@@ -102,6 +102,7 @@ def pal(
     """-log S(|r - a|^2 - |c - a|^2): the chosen answer lies nearer the user's ideal point, PAL-A.
 
     Source: PAL (arXiv:2406.08469), read in the authors' code, where a hinge is the alternative.
+    Twin: rewards of several tasks.
     """
     far, near = (rejected - ideal).square().sum(-1), (chosen - ideal).square().sum(-1)
     return -logsigmoid(far - near)
@@ -114,5 +115,8 @@ def pal_product(
     *,
     scale: float = 1.0,
 ) -> Float[Tensor, "*batch"]:
-    """-log S(scale <c - r, a>): PAL-B, by scalar products with the ideal point."""
+    """-log S(scale <c - r, a>): PAL-B, by scalar products with the ideal point.
+
+    Source: PAL (arXiv:2406.08469), read in the authors' code. Twin: rewards of several tasks.
+    """
     return -logsigmoid(scale * ((chosen - rejected) * ideal).sum(-1))

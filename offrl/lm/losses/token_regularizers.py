@@ -116,8 +116,8 @@ def filtered_logp(
 ) -> Float[Tensor, "*batch token"]:
     """log of the policy without its noise: tokens below `share` of the likeliest are removed.
 
-    The rest is normalised anew; -inf for a removed token, and detached. Source: Lp-Reg's proxy
-    (arXiv:2510.03222, kappa .02). Twin: BCQ's support mask.
+    The rest is normalised anew; -inf for a removed token, and detached. Source: Lp-Reg
+    (arXiv:2510.03222), its description (kappa .02). Twin: BCQ's support mask.
     """
     log_law = at_least_float32(logits).detach().log_softmax(-1)
     kept = relative_support(log_law, share)
@@ -148,7 +148,10 @@ def lp_acts(
     proxy_logp: Float[Tensor, "*any"],
     chosen: Shaped[Tensor, "*any"],
 ) -> Shaped[Tensor, "*any"]:
-    """Where `lp_reg` acts: chosen, and less likely than under the filtered policy."""
+    """Where `lp_reg` acts: chosen, and less likely than under the filtered policy.
+
+    Source: Lp-Reg (arXiv:2510.03222), read in the authors' code. Twin: a support mask.
+    """
     return (chosen != 0) & (logp < proxy_logp)
 
 
@@ -195,7 +198,10 @@ def siren_level(
     *,
     share: float = 0.2,
 ) -> Float[Tensor, "*seed"]:
-    """The mean that `siren` holds at its anchor: of what is above each sequence's quantile."""
+    """The mean that `siren` holds at its anchor: of what is above each sequence's quantile.
+
+    Source: SIREN (arXiv:2509.25133), read in the authors' code. Twin: SAC's entropy estimate.
+    """
     inside = mask != 0
     values = torch.where(inside, at_least_float32(entropy).detach(), math.nan)
     threshold = torch.nanquantile(values, 1.0 - share, dim=-1, keepdim=True)
@@ -209,7 +215,8 @@ def entropy_band(
 
     Its authors' script has low .5 and high 1.5, their paper .8 and 1.2; coefficient .1, and an
     entropy bonus .001. In their code the penalty is a constant that a comparison chooses, and so
-    has no gradient; this one has, which is a departure. Source: EPO (arXiv:2509.22576).
+    has no gradient; this one has, which is a departure. Source: EPO (arXiv:2509.22576), read in
+    that code. Twin: a band on SAC's entropy.
     """
     h = history.detach()
     return (entropy - high * h).clamp(min=0.0) + (low * h - entropy).clamp(min=0.0)
@@ -222,7 +229,8 @@ def constrained(
 
     Holds violation <= 0: `target - H` for an entropy that must not fall below a target, `KL -
     target` for one that must not rise above it, `threshold - value` for a reward. w is a constant
-    in the first and the violation in the second. Twin: SAC's temperature, CPQ, COptiDICE.
+    in the first and the violation in the second. Source: Lagrangian duality, derived; the saddle
+    point is tested. Twin: SAC's temperature, CPQ, COptiDICE.
     """
     return multiplier().detach() * violation, multiplier.ascent(violation.detach())
 

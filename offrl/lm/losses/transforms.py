@@ -41,7 +41,8 @@ def lsc(
     """log sigmoid(r - r_ref), log-sigmoid centred: the log of PAR with one reference and k = 1.
 
     Has little to give beyond the reference and much to take below it. `gaussian_quantile` at .85
-    is the reference in PAR's repository. Source: LSC (arXiv:2402.00742), read there.
+    is the reference in PAR's repository. Source: LSC (arXiv:2402.00742), read in that code.
+    Twin: bounded reward shaping.
     """
     return logsigmoid(rewards - reference)
 
@@ -132,14 +133,20 @@ def rejection_sampled(
 
 
 def power_weights(rewards: Float[Tensor, "*batch"], *, power: float = 2.0) -> Tensor:
-    """|r|^power, with which to sample answers again: PF-PPO (arXiv:2409.06957), read in verl."""
+    """|r|^power, with which to sample answers again: PF-PPO.
+
+    Source: PF-PPO (arXiv:2409.06957), read in verl. Twin: prioritised replay.
+    """
     return rewards.abs() ** power
 
 
 def best_worst_weights(
     rewards: Float[Tensor, "*batch group"], member: Shaped[Tensor, "*batch group"] | None = None
 ) -> Float[Tensor, "*batch group"]:
-    """1 on the best and the worst of the group, ties included, 0 between: PF-PPO's BW."""
+    """1 on the best and the worst of the group, ties included, 0 between: PF-PPO's BW.
+
+    Source: PF-PPO (arXiv:2409.06957), read in verl. Twin: filtered cloning.
+    """
     inside = _members(rewards, member)
     best, worst = _extremes(rewards, inside)
     return (inside & ((rewards == best) | (rewards == worst))).to(rewards)
@@ -152,7 +159,10 @@ def best_random_weights(
     best: float = 0.4,
     other: float = 0.1,
 ) -> Float[Tensor, "*batch group"]:
-    """`best` on the best of the group, `other` on the rest: PF-PPO's BR, read in verl."""
+    """`best` on the best of the group, `other` on the rest: PF-PPO's BR.
+
+    Source: PF-PPO (arXiv:2409.06957), read in verl. Twin: filtered cloning.
+    """
     inside = _members(rewards, member)
     top, _ = _extremes(rewards, inside)
     weights = torch.where(rewards == top, rewards.new_tensor(best), rewards.new_tensor(other))
@@ -164,7 +174,8 @@ def resampled(
 ) -> Int[Tensor, "*batch draws"]:
     """Places drawn with probabilities proportional to `weights`, one for each uniform number.
 
-    Where all weights are zero, all are alike. Twin: prioritised replay.
+    Where all weights are zero, all are alike. Source: the inverse of a distribution, derived. Twin:
+    prioritised replay.
     """
     some = weights.sum(-1, keepdim=True) > 0
     total = torch.where(some, weights, 1.0).cumsum(-1)
@@ -199,7 +210,10 @@ def ches(
 
 
 def lowest(scores: Float[Tensor, " n"], *, share: float = 0.05) -> Bool[Tensor, " n"]:
-    """Which entries belong to the `share` of the lowest, one at least: CHES's filter."""
+    """Which entries belong to the `share` of the lowest, one at least: CHES's filter.
+
+    Source: arXiv:2410.08847, read in the authors' code (5 %). Twin: filters of transitions.
+    """
     kept = max(1, math.floor(share * len(scores)))
     return scores.argsort(dim=0, stable=True).argsort() < kept
 
@@ -212,7 +226,8 @@ def best_worst(
 ) -> tuple[Int[Tensor, "*batch"], Int[Tensor, "*batch"], Float[Tensor, "*batch"]]:
     """Places of the best and the worst answer, and how far apart they are; 0 says: no pair.
 
-    Of ties the first is taken. Source: what RLUF, PUGC, iterative DPO and DPA pair by.
+    Of ties the first is taken. Source: derived; RLUF, PUGC, iterative DPO and DPA pair so. Twin:
+    preferences from returns.
     """
     inside = _members(rewards, member)
     best, worst = _extremes(rewards, inside)
@@ -229,7 +244,10 @@ def pairs_above(
     *,
     margin: float = 0.0,
 ) -> Bool[Tensor, "*batch group group"]:
-    """Entry (i, j): answer i is better than answer j by more than `margin`, both existing."""
+    """Entry (i, j): answer i is better than answer j by more than `margin`, both existing.
+
+    Source: derived. Twin: preferences from returns.
+    """
     inside = _members(rewards, member)
     better = rewards[..., :, None] - rewards[..., None, :] > margin
     return better & inside[..., :, None] & inside[..., None, :]
