@@ -12,6 +12,7 @@ from offrl.agents.bc import BC, BCConfig
 from offrl.agents.cql import CQL, CQLConfig
 from offrl.agents.diffusion_policy import DiffusionPolicy, DiffusionPolicyConfig
 from offrl.agents.edac import EDAC, EDACConfig
+from offrl.agents.ibc import IBC, IBCConfig
 from offrl.agents.iql import IQL, IQLConfig
 from offrl.agents.odice import ODICE, ODICEConfig
 from offrl.agents.odice_il import ODICEIL, ODICEILConfig
@@ -37,6 +38,7 @@ AGENTS: dict[str, tuple[type[Agent], Any]] = {
     "cql": (CQL, CQLConfig()),
     "awac": (AWAC, AWACConfig()),
     "diffusion_policy": (DiffusionPolicy, DiffusionPolicyConfig()),
+    "ibc": (IBC, IBCConfig()),
 }
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "BC",
     "CQL",
     "EDAC",
+    "IBC",
     "IQL",
     "ODICE",
     "ODICEIL",
@@ -60,6 +63,7 @@ __all__ = [
     "DiffusionPolicy",
     "DiffusionPolicyConfig",
     "EDACConfig",
+    "IBCConfig",
     "IQLConfig",
     "ODICEConfig",
     "ODICEILConfig",

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from offrl.backbones import Backbone, backbone_from_spec, remembering
 from offrl.denoising import Network
+from offrl.energy_planners import DescentPlanner, SearchPlanner
 from offrl.errors import ConfigError, near
 from offrl.generation import Generation, by_step
 from offrl.types import Context, Noise
@@ -62,6 +63,8 @@ def regressed(
 
 PLANNERS: Mapping[str, Callable[[Mapping[str, Any]], nn.Module]] = {
     "ChunkPlanner": ChunkPlanner.from_spec,
+    "DescentPlanner": DescentPlanner.from_spec,
+    "SearchPlanner": SearchPlanner.from_spec,
 }
 
 

@@ -56,7 +56,7 @@ class Drift(gymnasium.Env[Any, Any]):
 
 CHUNKS: dict[str, Any] = {  # of agents that plan: short plans by a narrow network that stacks
     **{"history": 2, "horizon": 4, "execute": 2, "backbone": "mlp", "width": 16, "depth": 2},
-    **{"sampler_steps": 2, "warmup": 4},
+    **{"sampler_steps": 2, "warmup": 4, "candidates": 16, "negatives": 4},
 }
 
 
