@@ -6,8 +6,9 @@
     condition  (*seed, batch, tokens, cond)   observations and goals, normalised; the first two
                                               take (*seed, batch, cond) as well
 
-`MLPDenoiser` stacks learners; `UNet`, `CrossTransformer` and `InterleavedGPT` train one at a time
-(`Agent.stacked = False`). First numbers come from the learners' streams for all of them.
+`MLPDenoiser` and `Field` (offrl.fields) stack learners; `UNet`, `CrossTransformer` and
+`InterleavedGPT` train one at a time (`Agent.stacked = False`). First numbers come from the
+learners' streams for all of them.
 
 The MLP's blocks, with e the encoded level, c the condition and h of `hidden` units:
 
@@ -35,6 +36,7 @@ from torch.nn.functional import mish
 from offrl.denoising import Network
 from offrl.embeddings import Features, LevelEncoder, linear
 from offrl.errors import ConfigError, near
+from offrl.fields import Field
 from offrl.networks import LayerNorm, Learners, Linear
 from offrl.transformer import CrossTransformer, InterleavedGPT, Memory
 from offrl.types import Noise
@@ -199,12 +201,13 @@ def _lecun(inputs: int, outputs: int, learners: Learners) -> Linear:
     return layer
 
 
-Backbone = MLPDenoiser | UNet | CrossTransformer | InterleavedGPT
+Backbone = MLPDenoiser | UNet | CrossTransformer | InterleavedGPT | Field
 BACKBONES: Mapping[str, type[Backbone]] = {
     "MLPDenoiser": MLPDenoiser,
     "UNet": UNet,
     "CrossTransformer": CrossTransformer,
     "InterleavedGPT": InterleavedGPT,
+    "Field": Field,
 }
 
 

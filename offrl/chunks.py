@@ -220,11 +220,15 @@ def matching_loss(
 
 def held_out_noise(agent: Agent, shape: tuple[int, ...]) -> Noise:
     """The same numbers at every validation, for chunks of a batch (*seed, batch)."""
-    like, single = agent.obs_mean, shape[-1:]
+    return same_noise(agent, chunk_noise(agent, shape[-1]), shape[:-1])
+
+
+def same_noise(agent: Agent, wanted: Mapping[str, tuple[int, ...]], lead: tuple[int, ...]) -> Noise:
+    """Numbers of these shapes that are the same whenever they are asked for, for all learners."""
     stream = Stream(0, "validation").block(0)
-    wanted = {"level": single, "noise": (*single, agent.config.horizon, agent.act_dim)}
-    drawn = {k: stream.standard_normal(s, dtype=np.float32) for k, s in wanted.items()}
-    return {k: torch.from_numpy(v).to(like).expand(*shape[:-1], *v.shape) for k, v in drawn.items()}
+    drawn = {k: np.asarray(stream.standard_normal(s, dtype=np.float32)) for k, s in wanted.items()}
+    like = agent.obs_mean
+    return {k: torch.from_numpy(v).to(like).expand((*lead, *v.shape)) for k, v in drawn.items()}
 
 
 def chunk_policy(

@@ -1,12 +1,13 @@
 """Value functions: of observation and action, and of the observation alone."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from offrl.networks import MLP, TORCH_INIT, Init, Learners, Linear, Norm
+from offrl.networks import MLP, TORCH_INIT, Activation, Init, Learners, Linear, Norm
 
 
 class Critic(nn.Module):
@@ -27,10 +28,16 @@ class Critic(nn.Module):
         trunk: nn.Module | None = None,
         norm: Norm = "none",
         init: Init = TORCH_INIT,
+        activation: Activation = "relu",
     ) -> None:
         super().__init__()
+        self.settings: dict[str, Any] = {
+            **{"obs_dim": obs_dim, "act_dim": act_dim, "hidden": list(hidden)},
+            **{"ensemble": ensemble, "norm": norm, "activation": activation},
+        }
         if trunk is None:
-            trunk = StateActionTrunk(obs_dim, act_dim, hidden, learners, ensemble, norm, init)
+            sizes = obs_dim, act_dim, hidden, learners, ensemble
+            trunk = StateActionTrunk(*sizes, norm, init, activation)
         self.trunk = trunk
         features = int(trunk.features)  # type: ignore[arg-type]
         self.head = Linear(features, 1, learners, (ensemble,), init.last)
@@ -58,9 +65,13 @@ class Critic(nn.Module):
         q: Tensor = self.head(features, members=1).squeeze(-1).squeeze(0)
         return q
 
+    def spec(self) -> dict[str, Any]:
+        """Settings of the same critic, for a file; of one whose trunk is its own."""
+        return dict(self.settings)
+
 
 class StateActionTrunk(nn.Module):
-    """ReLU layers on the concatenation of observation and action."""
+    """Layers on the concatenation of observation and action, ReLU unless told otherwise."""
 
     def __init__(
         self,
@@ -71,11 +82,18 @@ class StateActionTrunk(nn.Module):
         ensemble: int,
         norm: Norm = "none",
         init: Init = TORCH_INIT,
+        activation: Activation = "relu",
     ) -> None:
         super().__init__()
         self.features = hidden[-1]
         sizes = [obs_dim + act_dim, *hidden]
-        self.net = MLP(sizes, learners, (ensemble,), norm=norm, init=init, activate_last=True)
+        self.net = MLP(
+            *(sizes, learners, (ensemble,)),
+            norm=norm,
+            init=init,
+            activate_last=True,
+            activation=activation,
+        )
 
     def forward(
         self,

@@ -12,6 +12,7 @@ from offrl.energy_planners import DescentPlanner, SearchPlanner
 from offrl.errors import ConfigError, near
 from offrl.generation import Generation, by_step
 from offrl.types import Context, Noise
+from offrl.value_planner import StudentPlanner, ValuePlanner
 
 
 class ChunkPlanner(nn.Module):
@@ -63,6 +64,8 @@ def regressed(
 
 PLANNERS: Mapping[str, Callable[[Mapping[str, Any]], nn.Module]] = {
     "ChunkPlanner": ChunkPlanner.from_spec,
+    "ValuePlanner": ValuePlanner.from_spec,
+    "StudentPlanner": StudentPlanner.from_spec,
     "DescentPlanner": DescentPlanner.from_spec,
     "SearchPlanner": SearchPlanner.from_spec,
 }
