@@ -146,7 +146,10 @@ def test_grpo_on_policy_is_reinforce() -> None:
 
 @pytest.mark.parametrize("standardise", [False, True])
 def test_nft_on_policy_is_grpo(standardise: bool) -> None:
-    """Identity: NFT(norm=1) on-policy grad == Dr.GRPO; NFT(norm=2) on-policy grad == GRPO."""
+    """Identity: NFT(norm=1) on-policy grad == Dr.GRPO (mean baseline).
+
+    Identity: NFT(norm=2) on-policy grad == GRPO (std-normalised).
+    """
     a = adv.standardised(REWARDS, eps=0.0, correction=0) if standardise else adv.centred(REWARDS)
     weight = pg.nft_weight(P, standardise=standardise)
     found = gradient(lambda x: weight * pg.nft(x - LOGP, CORRECT, P), LOGP)
@@ -219,7 +222,10 @@ def test_positive_and_negative_reinforcement_are_reinforce() -> None:
 
 @pytest.mark.parametrize(("shape", "power"), [((1.0, 1.0), 0.0), ((1.5, 1.5), 0.5)])
 def test_bnpo_is_reinforce_or_grpo(shape: tuple[float, float], power: float) -> None:
-    """Identity: BNPO alpha=beta=1 weight 1; BNPO alpha=beta=3/2 weight == (pi/8)/std."""
+    """Identity: BNPO alpha=beta=1 weight 1 (REINFORCE mean baseline).
+
+    Identity: BNPO alpha=beta=3/2 weight == (pi/8)/std (GRPO up to constant).
+    """
     rewards = doubles([[1.0] * k + [0.0] * (10 - k) for k in (1, 3, 5, 9)])
     p = rewards.mean(-1, keepdim=True)
     scale = (math.pi / 8) ** (2 * power) / (p * (1 - p)) ** power
