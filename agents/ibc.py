@@ -110,8 +110,9 @@ class IBC(Agent):
 
     def noise(self, batch_size: int) -> dict[str, tuple[int, ...]]:
         shape = (batch_size * self.config.negatives, self.ahead, self.act_dim)
-        walk = {"walk": (self.config.rounds, *shape)}
-        return {"others": shape} | (walk if self.config.method == "langevin" else {})
+        if self.config.method == "dfo":
+            return {"others": shape}
+        return {"others": shape, "walk": (self.config.rounds, *shape)}
 
     def schedule(self, step: int, steps: int) -> None:
         set_lr(self.net_opt, self.config.lr * self.config.lr_decay ** (step / 100))

@@ -187,7 +187,8 @@ class Searching:
 
     def begin(self, normal: Tensor) -> Tensor:
         """Actions uniform within the bound, from standard normal numbers."""
-        return self.bound * (2.0 * torch.special.ndtr(normal) - 1.0)
+        x: Tensor = self.bound * (2.0 * torch.special.ndtr(normal) - 1.0)
+        return x
 
     def walk(self, energy: Energy, x: Tensor, normals: Float[Tensor, "steps ..."]) -> Tensor:
         """Where Langevin's steps lead from x; `normals` have as many as are made."""
