@@ -88,7 +88,7 @@ def test_the_best_depends_on_the_rank_of_values_alone() -> None:
 
 
 def test_the_softmax_over_candidates_has_its_probabilities() -> None:
-    made = planner(candidates=3, temperature=0.05)
+    made = planner(candidates=3, temperature=0.3)
     known, noise = given(made, rows=1)
     many = {k: v.repeat_interleave(4000, 0) for k, v in noise.items()}
     many["choice"] = torch.randn(4000, 3, generator=torch.Generator().manual_seed(1))
@@ -99,7 +99,7 @@ def test_the_softmax_over_candidates_has_its_probabilities() -> None:
         for k in range(3)
     ]
     values = torch.stack([made.critic(known.obs[:, 0], a).amin(0)[0] for a in actions])
-    expected = (values / 0.05).softmax(0).detach()
+    expected = (values / 0.3).softmax(0).detach()
     share = torch.stack([(chosen - a).abs().amax(1) < 1e-5 for a in actions]).float().mean(1)
     assert float(expected.min()) > 0.01
     torch.testing.assert_close(share, expected, rtol=0, atol=0.03)
