@@ -27,6 +27,7 @@ from offrl.lm.losses.lists import (
     copg,
     copg_square,
     info_nca,
+    nca,
     optimal_value,
     ranking_consistency,
     ratio_entropy,
@@ -88,6 +89,13 @@ LOSSES: dict[str, tuple[Loss, Callable[[Scores], Tensor]]] = {
         lambda m, s: m.info_nca(s, REWARDS, alpha=0.6, beta=0.2),
         lambda s: -((REWARDS / 0.6).softmax(-1) * (0.2 * u(s)).log_softmax(-1)).sum(-1),
     ),
+    "nca": (
+        lambda m, s: m.nca(s, REWARDS, alpha=0.6, beta=0.2),
+        lambda s: (
+            -((REWARDS / 0.6).softmax(-1) * F.logsigmoid(0.2 * u(s))).sum(-1)
+            - F.logsigmoid(-0.2 * u(s)).mean(-1)
+        ),
+    ),
     "copg": (lambda m, s: m.copg(s, REWARDS, beta=0.3), lambda s: flat_copg(s, 0.3)),
     "copg_square": (
         lambda m, s: m.copg_square(s, REWARDS, beta=0.3, against="old"),
@@ -123,6 +131,8 @@ FAULTS = [
     ("adpo", "_log_law", "log_softmax", "softmax"),
     ("info_nca", "info_nca", "1.0 / beta", "beta"),
     ("info_nca", "boltzmann", "rewards / temperature", "rewards"),
+    ("nca", "nca", "-better -", "-better +"),
+    ("nca", "nca", "F.logsigmoid(-z)", "F.logsigmoid(z)"),
     ("copg", "copg", "rewards - beta", "rewards + beta"),
     ("copg", "copg", "return -2.0", "return 2.0"),
     ("copg", "copg", 'against="none"', 'against="ref"'),
@@ -160,6 +170,7 @@ def of_list(name: str, scores: Scores, rewards: Tensor, member: Tensor | None = 
         return ratio_entropy(scores, member)
     call: Callable[..., Tensor] = {
         "info_nca": partial(info_nca, alpha=0.5),
+        "nca": partial(nca, alpha=0.5),
         "copg": partial(copg, beta=0.3),
         "copg_square": partial(copg_square, beta=0.3),
     }[name]
@@ -290,13 +301,15 @@ def test_copg_of_quarters_is_ipo() -> None:
     )
 
 
-def test_both_forms_of_copg_have_one_gradient() -> None:
-    """Identity: CoPG surrogate grad == squared-form grad; and the supervised-friendly form's."""
+def test_all_forms_of_copg_have_one_gradient() -> None:
+    """Identity: CoPG surrogate grad == squared-form grad; and
+
+    CoPG supervised-friendly loss with R_{beta/2} has same grad.
+    """
     found = gradient_of(copg, (R1, R2), beta=BETA)
     torch.testing.assert_close(found, gradient_of(copg_square, (R1, R2), beta=BETA))
 
     def friendly(a: Tensor, b: Tensor) -> Tensor:
-        """With R at beta / 2 and nothing detached: Identity, its gradient is the same."""
         e1, e2 = R1 - BETA / 2 * (a - RW), R2 - BETA / 2 * (b - RL)
         return -((e1 - e2) * (a - RW) + (e2 - e1) * (b - RL))
 
@@ -344,6 +357,14 @@ def test_a_robust_residual_bounds_what_one_reward_can_do() -> None:
     assert gradients(robust, [scores.logp])[0].abs().max() < 3.0
     plain = copg_square(scores, rewards, beta=1.0)
     assert gradients(plain, [scores.logp])[0].abs().max() > 1e5
+
+
+def test_nca_of_a_pair_is_that_of_trl() -> None:
+    hard = doubles(1e3, 0).expand(B, 2)
+    w, r = BETA * (LW - RW), BETA * (LL - RL)
+    ls = F.logsigmoid
+    expected = -ls(w) - 0.5 * ls(-w) - 0.5 * ls(-r)
+    torch.testing.assert_close(nca(PAIR, hard, alpha=1.0, beta=BETA), expected)
 
 
 # -- numbers worked by hand ----------------------------------------------------------------------

@@ -39,7 +39,7 @@ from offrl.lm.losses.contrast import (
     vpo,
     xpo,
 )
-from offrl.lm.losses.lists import a_star_po, adpo, copg, copg_square, info_nca
+from offrl.lm.losses.lists import a_star_po, adpo, copg, copg_square, info_nca, nca
 from offrl.lm.losses.margins import hinge, inpo, ipo, online_ipo, slic
 from offrl.lm.losses.tokens import asft, dft, ilql, otr, sft
 from offrl.lm.losses.unary import apo_zero_unpaired, kto, nash_md
@@ -57,7 +57,7 @@ _MORE_PAIRS = (cpo, vpo, xpo, ipo, online_ipo, inpo, hinge, slic, rrpo, bvpo)
 METHODS: MappingProxyType[str, MappingProxyType[str, Method]] = MappingProxyType(
     {
         "pair": _named(*_PAIRS, *_MORE_PAIRS),
-        "list": _named(adpo, info_nca, copg, copg_square, a_star_po),
+        "list": _named(adpo, info_nca, nca, copg, copg_square, a_star_po),
         "unary": _named(kto, apo_zero_unpaired, nash_md),
         "token": _named(sft, dft, asft, otr, ilql),
     }

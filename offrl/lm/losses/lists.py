@@ -11,6 +11,7 @@ comparison, and no gradient where comparisons count.
 import math
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
@@ -82,9 +83,30 @@ def info_nca(
     """InfoNCA: -sum_k softmax(r / alpha)_k log softmax(beta u)_k, adpo with tau = 1 / beta.
 
     Data: lists with rewards, reference. Twin: noise-contrastive energy estimation.
-    Source: arXiv:2402.05369, from memory; alpha has no default because none was found.
+    Source: arXiv:2402.05369; read in its authors' code, where alpha is 1e-3 or 1e-4 of their
+    rewards (the paper's alpha is 1 / alpha) and the first completion has 0.01 more.
     """
     return adpo(scores, boltzmann(rewards, member, temperature=alpha), member, tau=1.0 / beta)
+
+
+def nca(
+    scores: Scores,
+    rewards: Float[Tensor, "*batch group"],
+    member: Shaped[Tensor, "*batch group"] | None = None,
+    *,
+    alpha: float,
+    beta: float = 0.1,
+) -> Float[Tensor, "*batch"]:
+    """NCA: -sum_k softmax(r / alpha)_k log S(beta u_k) - mean_k log S(-beta u_k).
+
+    Each completion is told from noise by itself, so that the likelihood of the best does not fall
+    with that of the others as under InfoNCA.
+    Data: lists with rewards, reference. Twin: a discriminator's log-ratio as reward.
+    Source: arXiv:2402.05369; read in its authors' code and, for pairs, in TRL 1.10's.
+    """
+    z = beta * seq_score(scores)
+    better = (boltzmann(rewards, member, temperature=alpha) * F.logsigmoid(z)).sum(-1)
+    return -better - _mean(F.logsigmoid(-z), member)
 
 
 # -- regression on rewards ----------------------------------------------------------------------
@@ -178,8 +200,9 @@ def ranking_consistency(
 ) -> Float[Tensor, "*batch"]:
     """C = (tau + 1) / 2, tau Kendall's correlation of two rankings of one list, in [0, 1].
 
-    tau is the mean over pairs of sgn(a_i - a_j) sgn(b_i - b_j): a tie counts as no evidence. Of a
-    list of one it is 1/2. Source: CREAM (arXiv:2410.12735); read in its authors' code.
+    tau is the mean over pairs of sgn(a_i - a_j) sgn(b_i - b_j): a tie counts as no evidence, where
+    the authors break it by position. Of a list of one it is 1/2.
+    Source: CREAM (arXiv:2410.12735); read in its authors' code.
     """
     size = current.shape[-1]
     agreement = _signs(current) * _signs(previous)
