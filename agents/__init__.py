@@ -7,16 +7,28 @@ from typing import Any
 
 from offrl.agent import Agent
 from offrl.agents.a2pr import A2PR, A2PRConfig
+from offrl.agents.act import ACT, ACTConfig
+from offrl.agents.act_jepa import ACTJEPA, ACTJEPAConfig
 from offrl.agents.awac import AWAC, AWACConfig
 from offrl.agents.bc import BC, BCConfig
+from offrl.agents.beso import BESO, BESOConfig
+from offrl.agents.chunk_bc import ChunkBC, ChunkBCConfig
+from offrl.agents.consistency_bc import ConsistencyBC, ConsistencyBCConfig
 from offrl.agents.cql import CQL, CQLConfig
+from offrl.agents.decision_mamba import DecisionMamba, DecisionMambaConfig
 from offrl.agents.diffusion_policy import DiffusionPolicy, DiffusionPolicyConfig
+from offrl.agents.dt import DT, DTConfig
+from offrl.agents.diffusion_ql import DiffusionQL, DiffusionQLConfig
+from offrl.agents.ebt import EBT, EBTConfig
 from offrl.agents.edac import EDAC, EDACConfig
+from offrl.agents.flow_bc import FlowBC, FlowBCConfig
 from offrl.agents.ibc import IBC, IBCConfig
+from offrl.agents.fql import FQL, FQLConfig
 from offrl.agents.iql import IQL, IQLConfig
 from offrl.agents.odice import ODICE, ODICEConfig
 from offrl.agents.odice_il import ODICEIL, ODICEILConfig
 from offrl.agents.prdc import PRDC, PRDCConfig
+from offrl.agents.ptp import PTP, PTPConfig
 from offrl.agents.rebrac import ReBRAC, ReBRACConfig
 from offrl.agents.riql import RIQL, RIQLConfig
 from offrl.agents.sac_n import SACN, SACNConfig
@@ -37,37 +49,73 @@ AGENTS: dict[str, tuple[type[Agent], Any]] = {
     "edac": (EDAC, EDACConfig()),
     "cql": (CQL, CQLConfig()),
     "awac": (AWAC, AWACConfig()),
+    "diffusion_ql": (DiffusionQL, DiffusionQLConfig()),
+    "fql": (FQL, FQLConfig()),
+    "chunk_bc": (ChunkBC, ChunkBCConfig()),
     "diffusion_policy": (DiffusionPolicy, DiffusionPolicyConfig()),
+    "beso": (BESO, BESOConfig()),
+    "ptp": (PTP, PTPConfig()),
+    "flow_bc": (FlowBC, FlowBCConfig()),
+    "consistency_bc": (ConsistencyBC, ConsistencyBCConfig()),
     "ibc": (IBC, IBCConfig()),
+    "ebt": (EBT, EBTConfig()),
+    "act": (ACT, ACTConfig()),
+    "act_jepa": (ACTJEPA, ACTJEPAConfig()),
+    "dt": (DT, DTConfig()),
+    "decision_mamba": (DecisionMamba, DecisionMambaConfig()),
 }
 
 __all__ = [
     "A2PR",
+    "ACT",
+    "ACTJEPA",
     "AGENTS",
     "AWAC",
     "BC",
+    "BESO",
     "CQL",
+    "DT",
+    "EBT",
     "EDAC",
+    "FQL",
     "IBC",
     "IQL",
     "ODICE",
     "ODICEIL",
     "PRDC",
+    "PTP",
     "RIQL",
     "SACN",
     "TD3BC",
     "A2PRConfig",
+    "ACTConfig",
+    "ACTJEPAConfig",
     "AWACConfig",
     "BCConfig",
+    "BESOConfig",
     "CQLConfig",
+    "ChunkBC",
+    "ChunkBCConfig",
+    "ConsistencyBC",
+    "ConsistencyBCConfig",
+    "DTConfig",
+    "DecisionMamba",
+    "DecisionMambaConfig",
     "DiffusionPolicy",
     "DiffusionPolicyConfig",
+    "DiffusionQL",
+    "DiffusionQLConfig",
+    "EBTConfig",
     "EDACConfig",
+    "FlowBC",
+    "FlowBCConfig",
     "IBCConfig",
+    "FQLConfig",
     "IQLConfig",
     "ODICEConfig",
     "ODICEILConfig",
     "PRDCConfig",
+    "PTPConfig",
     "RIQLConfig",
     "ReBRAC",
     "ReBRACConfig",

@@ -24,7 +24,7 @@ from offrl.checks import check_choice, check_intervals
 from offrl.datasets.offline import CHUNK, F64, OfflineDataset, Spec
 from offrl.datasets.replay import Replay, action_maps
 from offrl.errors import ConfigError, DataError
-from offrl.types import GoalBatch, WindowBatch
+from offrl.types import FutureBatch, GoalBatch, WindowBatch
 
 # For the settings of agents that are passed on to `windows`.
 Pad = Literal["repeat", "zero"]
@@ -105,6 +105,26 @@ class Windows(Replay):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FutureWindows(Windows):
+    """Windows, each with the observations of the `ahead` steps after now."""
+
+    ahead: int
+
+    def sample(
+        self, row: Int[Tensor, "*lead batch"], drawn: Mapping[str, Tensor] | None = None
+    ) -> FutureBatch:
+        """The windows whose nows are at these rows, and what was seen after them."""
+        window = super().sample(row)
+        wanted = row[..., None] + 1 + torch.arange(self.ahead, device=row.device)
+        there = torch.minimum(wanted, self.last_obs[self.episode(row)][..., None])
+        return FutureBatch(
+            **{f.name: getattr(window, f.name) for f in fields(window)},
+            later_obs=self._normalised(there),
+            later_real=(there == wanted).to(self.rows.dtype),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class GoalWindows(Windows):
     """Windows, each with a goal from the future of its episode."""
 
@@ -177,6 +197,7 @@ def windows(
     normalize: str = "none",
     normalize_action: bool = False,
     goals: Goals | None = None,
+    ahead: int = 0,
 ) -> Windows:
     """The view of `horizon` actions and of the observations at the first `history` of them.
 
@@ -191,12 +212,18 @@ def windows(
     Actions are mapped to [-1, 1] from the spec's bounds, or by `minmax` with `normalize_action`.
     With `goals` the view is of `GoalWindows`: a goal is later observations, or what they have
     achieved where the observation has such a part (`goal_parts`); the desired goal that was then
-    in force is zero in the observations, so that it cannot contradict the other. Raises
-    ConfigError for sizes that do not fit together, DataError where no episode has a window.
+    in force is zero in the observations, so that it cannot contradict the other. With `ahead` it is
+    of `FutureWindows`, which have so many observations after now as well. Raises ConfigError for
+    sizes that do not fit together, DataError where no episode has a window.
     """
     before = history - 1 if before is None else before
     after = horizon - history if after is None else after
     _check_sizes(history, horizon, before, after)
+    if ahead < 0 or (ahead and goals is not None):
+        raise ConfigError(
+            f"ahead is {ahead}{' beside goals' if goals else ''}; a window has goals, or 0 or more "
+            "observations after now"
+        )
     _check_choices(pad=(pad, get_args(Pad)), normalize=(normalize, get_args(Normalize)))
     counts = np.maximum(dataset.lengths - horizon + before + after + 1, 0)
     if not counts.sum():
@@ -229,7 +256,8 @@ def windows(
         reward_scale=1.0,
         reward_shift=0.0,
         fingerprint=f"{dataset.fingerprint}/windows {sizes}/{normalize}/{normalize_action}"
-        + ("" if goals is None else f"/{goals}"),
+        + ("" if goals is None else f"/{goals}")
+        + (f"/{ahead} ahead" if ahead else ""),
         next_obs=None if dataset.next_obs is None else torch.from_numpy(dataset.next_obs),
         history=history,
         horizon=horizon,
@@ -238,9 +266,11 @@ def windows(
         last=torch.from_numpy(last),
         last_obs=torch.from_numpy(last + dataset.final_known),
     )
+    values = {f.name: getattr(view, f.name) for f in fields(view)}
+    if ahead:
+        return FutureWindows(**values, ahead=ahead)
     if goals is None:
         return view
-    values = {f.name: getattr(view, f.name) for f in fields(view)}
     return GoalWindows(**values, goals=goals, achieved=achieved, desired=desired)
 
 

@@ -73,8 +73,15 @@ class Attention(nn.Module):
         self.value = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
 
-    def offer(self, x: Float[Tensor, "batch tokens width"]) -> KeyValue:
-        return KeyValue(self._split(self.key(x)), self._split(self.value(x)))
+    def offer(
+        self,
+        x: Float[Tensor, "batch tokens width"],
+        value: Float[Tensor, "batch tokens width"] | None = None,
+    ) -> KeyValue:
+        """Keys of x, and values of it too unless these are of something else."""
+        return KeyValue(
+            self._split(self.key(x)), self._split(self.value(x if value is None else value))
+        )
 
     def forward(
         self,

@@ -164,10 +164,11 @@ def chunk_backbone(agent: Agent, level_scale: float, token: int | None = None) -
     )
 
 
-def chunk_view(agent: Agent, dataset: OfflineDataset) -> Windows:
+def chunk_view(agent: Agent, dataset: OfflineDataset, later: int = 0) -> Windows:
     """The windows that the settings ask for, as Diffusion Policy cuts them.
 
     A window may begin history - 1 steps before its episode, and end execute - 1 behind it.
+    `later` observations after now come with it, if any are asked for.
     """
     cfg = agent.config
     ahead = cfg.horizon - cfg.history
@@ -178,6 +179,7 @@ def chunk_view(agent: Agent, dataset: OfflineDataset) -> Windows:
         after=ahead if cfg.ensemble >= 0.0 else min(cfg.execute - 1, ahead),
         normalize=cfg.normalize,
         normalize_action=cfg.normalize_action,
+        ahead=later,
     )
 
 

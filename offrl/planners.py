@@ -11,6 +11,9 @@ from offrl.denoising import Network
 from offrl.energy_planners import DescentPlanner, SearchPlanner
 from offrl.errors import ConfigError, near
 from offrl.generation import Generation, by_step
+from offrl.goal_planner import GoalPlanner
+from offrl.past_planner import PastPlanner
+from offrl.styles import ChunkDecoder
 from offrl.types import Context, Noise
 from offrl.value_planner import StudentPlanner, ValuePlanner
 
@@ -64,8 +67,11 @@ def regressed(
 
 PLANNERS: Mapping[str, Callable[[Mapping[str, Any]], nn.Module]] = {
     "ChunkPlanner": ChunkPlanner.from_spec,
+    "GoalPlanner": GoalPlanner.from_spec,
+    "PastPlanner": PastPlanner.from_spec,
     "ValuePlanner": ValuePlanner.from_spec,
     "StudentPlanner": StudentPlanner.from_spec,
+    "ChunkDecoder": ChunkDecoder.from_spec,
     "DescentPlanner": DescentPlanner.from_spec,
     "SearchPlanner": SearchPlanner.from_spec,
 }

@@ -82,6 +82,17 @@ class WindowBatch(Sample):
 
 
 @dataclass(frozen=True)
+class FutureBatch(WindowBatch):
+    """Windows with the observations that followed now, the next one first.
+
+    `later_real` is 0 where the episode has none so late; its last one stands there.
+    """
+
+    later_obs: Float[Tensor, "*seed batch ahead obs"]
+    later_real: Float[Tensor, "*seed batch ahead"]
+
+
+@dataclass(frozen=True)
 class GoalBatch(WindowBatch):
     """Windows with a goal from the future of the same episode: consecutive observations of it.
 

@@ -57,6 +57,17 @@ class Drift(gymnasium.Env[Any, Any]):
 CHUNKS: dict[str, Any] = {  # of agents that plan: short plans by a narrow network that stacks
     **{"history": 2, "horizon": 4, "execute": 2, "backbone": "mlp", "width": 16, "depth": 2},
     **{"sampler_steps": 2, "warmup": 4, "candidates": 16, "negatives": 4},
+    **{"heads": 2, "inner": 16, "latent": 4, "ahead": 2},
+}
+
+
+SEQUENCES: dict[str, Any] = {  # of agents that are asked for a return: a short context
+    **{"context": 4, "layers": 1, "width": 8, "max_steps": 20, "warmup": 4},
+}
+
+
+ACTIONS: dict[str, Any] = {  # of agents that generate one action: few candidates, short chains
+    **{"width": 16, "depth": 2, "candidates": 3, "flow_steps": 2, "levels": 2, "ema_start": 2},
 }
 
 
@@ -65,8 +76,16 @@ def small_config(name: str, **changes: Any) -> Any:
     _, default = AGENTS[name]
     values = {f: getattr(default, f) for f in default.__dataclass_fields__}
     narrow = {f: HIDDEN for f in values if f.endswith("hidden")}
-    narrow |= {f: v for f, v in CHUNKS.items() if "horizon" in values and f in values}
+    narrow |= {f: v for f, v in CHUNKS.items() if "history" in values and f in values}
+    narrow |= {f: v for f, v in SEQUENCES.items() if "context" in values}
+    if "candidates" in values or "flow_steps" in values:
+        narrow = {f: v for f, v in ACTIONS.items() if f in values} | narrow
     return type(default)(**{**values, **narrow, **changes})
+
+
+def stackable(name: str) -> bool:
+    """Whether learners of the agent share kernels under its small settings."""
+    return AGENTS[name][0].stacks(small_config(name))
 
 
 def build(
