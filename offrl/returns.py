@@ -1,0 +1,104 @@
+"""What agents share whose policy is asked for a return: settings, view, loss and policy."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from offrl.agent import Agent, Combine
+from offrl.checks import check_intervals
+from offrl.datasets.offline import OfflineDataset
+from offrl.datasets.sequences import Sequences, sequences
+from offrl.networks import learner_view
+from offrl.optim import clip_norm, set_lr
+from offrl.sequence_policy import Conditioning, SequencePolicy
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReturnConfig:
+    """Settings of Decision Transformer on locomotion."""
+
+    context: int = 20  # K, steps of a sequence
+    layers: int = 3
+    width: int = 128  # of a token
+    max_steps: int = 1000  # from this step of an episode on, all have the same time
+    return_scale: float = 1000.0  # by which returns are divided; 10 on Reacher
+    target_return: float | None = None  # asked for when acting; the best of the data unless told
+    normalize_obs: bool = True
+    lr: float = 1e-4
+    warmup: int = 10_000  # updates over which the learning rate rises
+    weight_decay: float = 1e-4
+    clip: float = 0.25  # largest norm of a gradient; 0 clips none
+
+    def __post_init__(self) -> None:
+        counts = ("context", "layers", "width", "max_steps", "warmup")
+        check_intervals(self, **dict.fromkeys(counts, "[1, inf)"))
+        check_intervals(self, return_scale="(0, inf)", lr="(0, inf)")
+        check_intervals(self, weight_decay="[0, inf)", clip="[0, inf)")
+        if self.target_return is not None:
+            check_intervals(self, target_return="(-inf, inf)")
+
+
+def return_view(config: ReturnConfig, dataset: OfflineDataset) -> Sequences:
+    """Sequences as the settings ask for them."""
+    return sequences(
+        dataset,
+        length=config.context,
+        return_scale=config.return_scale,
+        normalize_obs=config.normalize_obs,
+    )
+
+
+def target_of_data(config: ReturnConfig, view: Sequences) -> float:
+    """The return that a policy asks for unless told: that of the settings, or the data's best."""
+    return view.best_return if config.target_return is None else config.target_return
+
+
+def warm_up(config: ReturnConfig, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """lr (step + 1) / warmup, and then lr."""
+    set_lr(optimizer, config.lr * min((step + 1) / config.warmup, 1.0))
+
+
+def clipping(most: float) -> Combine:
+    """What makes of the gradient of an only loss one whose norm is at most this (`clip_norm`)."""
+
+    def clip(
+        gradients: Sequence[Sequence[Tensor]], seed_axes: Sequence[int | None]
+    ) -> Sequence[Tensor]:
+        return clip_norm(gradients[0], seed_axes, most)
+
+    return clip
+
+
+def real_mean(
+    error: Float[Tensor, "*seed batch steps"], real: Float[Tensor, "*seed batch steps"]
+) -> Float[Tensor, "*seed"]:
+    """Mean over the real steps of a batch, each counted once; 0 where there is none."""
+    return (error * real).sum((-2, -1)) / real.sum((-2, -1)).clamp(min=1.0)
+
+
+def return_policy(
+    agent: Agent,
+    config: ReturnConfig,
+    actor: nn.Module,
+    target_return: Tensor,
+    learner: int,
+    provenance: Mapping[str, Any] | None,
+) -> SequencePolicy:
+    """The policy of one learner; when its context is full it goes on with half of it."""
+    return SequencePolicy(
+        learner_view(actor, learner),
+        agent.spec,
+        agent.obs_mean,
+        agent.obs_std,
+        dict(provenance or {}),
+        conditioning=Conditioning(
+            context=config.context,
+            keep=config.context // 2,
+            target_return=float(target_return),
+            return_scale=config.return_scale,
+        ),
+    )
