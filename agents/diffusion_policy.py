@@ -40,12 +40,12 @@ from offrl.chunks import (
     chunk_policy,
     chunk_view,
     held_out_noise,
+    matching_loss,
     schedule_chunks,
     stacks,
 )
 from offrl.datasets.offline import OfflineDataset, Spec
 from offrl.datasets.windows import Windows
-from offrl.denoising import matching_error
 from offrl.generation import Generation
 from offrl.networks import Learners
 from offrl.policy import PlanPolicy
@@ -112,17 +112,11 @@ class DiffusionPolicy(Agent):
         return metrics
 
     def loss(self, batch: WindowBatch, noise: Noise) -> tuple[Tensor, Metrics]:
-        return self._error(self.net, batch, noise), {}
-
-    def _error(self, net: Any, batch: WindowBatch, noise: Noise) -> Tensor:
-        valid = batch.real if self.config.mask_padding else None
-        at = self.process.draw(noise["level"])
-        given = batch.action, noise["noise"], at, batch.obs, valid
-        return matching_error(self.process, net, *given).mean(-1)
+        return matching_loss(self, self.process, self.net, batch, noise), {}
 
     def validate(self, batch: WindowBatch) -> Metrics:
         noise = held_out_noise(self, batch.index.shape)
-        return {"loss": self._error(self.average.net, batch, noise)}
+        return {"loss": matching_loss(self, self.process, self.average.net, batch, noise)}
 
     def policy(self, learner: int = 0, provenance: Mapping[str, Any] | None = None) -> PlanPolicy:
         planner = chunk_planner(self, self.average, self.generation, learner)

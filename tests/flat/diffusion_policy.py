@@ -40,7 +40,7 @@ def uniform(normal: Tensor) -> Tensor:
     return 0.5 * (1.0 + torch.erf(normal / math.sqrt(2.0)))
 
 
-def rate_at(t: int, total: int, lr: float, warmup: int) -> float:
+def rate_at(t: int, total: int, lr: float, warmup: float) -> float:
     """As the optimiser holds it, in float32."""
     share = (t + 1) / warmup
     if t >= warmup:
@@ -65,6 +65,51 @@ def follow(average: Layers, net: Layers, t: int, power: float, most: float) -> N
         a.copy_(decay * a + (1.0 - decay) * p.detach())
 
 
+def mean_of(error: Tensor, real: Tensor | None) -> Tensor:
+    """Of all elements, or of each chunk's real ones and then of chunks."""
+    if real is None:
+        return torch.mean(error)
+    there = real[:, :, None].expand(error.shape)
+    return torch.mean((there * error).sum((1, 2)) / there.sum((1, 2)))
+
+
+class Run:
+    """A network, the average of it, and the steps taken so far; settings as in a ChunkConfig."""
+
+    def __init__(
+        self,
+        nets: dict[str, Layers],
+        total: int,
+        *,
+        lr: float,
+        warmup: float,
+        weight_decay: float,
+        beta1: float,
+        beta2: float,
+        ema_power: float,
+        ema_max: float,
+    ) -> None:
+        self.net = [p.clone().requires_grad_() for p in nets["net"]]
+        self.average = [p.detach().clone() for p in self.net]
+        self.optimizer = optimizer_of(self.net, lr, weight_decay, (beta1, beta2))
+        self.total, self.lr, self.warmup = total, lr, warmup
+        self.ema_power, self.ema_max = ema_power, ema_max
+        self.history: list[dict[str, Tensor]] = []
+
+    def step(self, loss: Tensor) -> None:
+        t = len(self.history)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate_at(t, self.total, self.lr, self.warmup)
+        self.optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        self.optimizer.step()
+        follow(self.average, self.net, t, self.ema_power, self.ema_max)
+        self.history.append({"loss": loss.detach()})
+
+    def result(self) -> tuple[dict[str, Layers], list[dict[str, Tensor]]]:
+        return {"net": self.net, "average": self.average}, self.history
+
+
 def train(
     nets: dict[str, Layers],
     batches: list[dict[str, Tensor]],
@@ -73,36 +118,15 @@ def train(
     levels: int,
     prediction: str,
     mask_padding: bool,
-    lr: float,
-    warmup: int,
-    weight_decay: float,
-    beta1: float,
-    beta2: float,
-    ema_power: float,
-    ema_max: float,
+    **optimised: float,
 ) -> tuple[dict[str, Layers], list[dict[str, Tensor]]]:
-    net = [p.clone().requires_grad_() for p in nets["net"]]
-    average = [p.detach().clone() for p in net]
-    optimizer = optimizer_of(net, lr, weight_decay, (beta1, beta2))
-    bars = kept(levels)
-    history = []
-    for t, b in enumerate(batches):
-        for group in optimizer.param_groups:
-            group["lr"] = rate_at(t, total, lr, warmup)
+    run, bars = Run(nets, total, **optimised), kept(levels)
+    for b in batches:
         k = torch.floor(uniform(b["level"]) * levels)
         bar = bars[k.long()][:, None, None]
         alpha, sigma = torch.sqrt(bar), torch.sqrt(1.0 - bar)
         a, eps = b["action"], b["noise"]
         target = {"epsilon": eps, "x0": a, "v": alpha * eps - sigma * a}[prediction]
-        error = (denoise(alpha * a + sigma * eps, k, b["obs"], net) - target) ** 2
-        if mask_padding:
-            real = b["real"][:, :, None].expand(error.shape)
-            loss = torch.mean((real * error).sum((1, 2)) / real.sum((1, 2)))
-        else:
-            loss = torch.mean(error)
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
-        follow(average, net, t, ema_power, ema_max)
-        history.append({"loss": loss.detach()})
-    return {"net": net, "average": average}, history
+        error = (denoise(alpha * a + sigma * eps, k, b["obs"], run.net) - target) ** 2
+        run.step(mean_of(error, b["real"] if mask_padding else None))
+    return run.result()

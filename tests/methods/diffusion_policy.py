@@ -15,8 +15,8 @@ REACH = reach(loss="net")
 TRAINING: dict[str, Any] = {
     **{"lr": LR, "warmup": 3, "weight_decay": 0.1, "ema_power": 0.6, "ema_max": 0.5},
 }
-OPTIMISED = ("lr", "warmup", "weight_decay", "ema_power", "ema_max")
-SETTINGS = (*OPTIMISED, "levels", "prediction", "mask_padding", "beta1", "beta2")
+OPTIMISED = ("lr", "warmup", "weight_decay", "beta1", "beta2", "ema_power", "ema_max")
+SETTINGS = (*OPTIMISED, "levels", "prediction", "mask_padding")
 
 
 def chunk_view(case: Case, dataset: OfflineDataset) -> Replay:
@@ -62,9 +62,10 @@ CASES = {
     "diffusion_policy-stacked": _case({"prediction": "v", "levels": 7}, beside=(5,)),
 }
 
-OTHER = {
-    ("diffusion_policy", "sampler"): ("ddpm", {"sampler": "ddim"}),
-}
+COVERED = [
+    f"chunks.{name}"
+    for name in ("chunk_optimizer", "average_of", "schedule_chunks", "matching_loss", "valid_steps")
+]
 
 _ALL = "diffusion_policy diffusion_policy-x0 diffusion_policy-stacked"
 _UPDATE = "agents.diffusion_policy.DiffusionPolicy"
@@ -85,27 +86,27 @@ FAULTS = [
     *faults(
         f"{_UPDATE}.loss",
         _ALL,
-        ("self._error(self.net,", "-self._error(self.net,"),
-        ("self._error(self.net,", "self._error(self.average.net,"),
+        ("return matching_loss", "return -matching_loss"),
+        ("self.net,", "self.average.net,"),
     ),
     *faults(
-        f"{_UPDATE}._error",
+        "chunks.matching_loss",
         _ALL,
-        ('self.process.draw(noise["level"])', 'self.process.draw(-noise["level"])'),
+        ('process.draw(noise["level"])', 'process.draw(-noise["level"])'),
         ('noise["noise"], at', '-noise["noise"], at'),
         ("at, batch.obs", "at, -batch.obs"),
         (".mean(-1)", ".sum(-1)"),
     ),
-    *faults(f"{_UPDATE}._error", "diffusion_policy-stacked", (".mean(-1)", ".mean()")),
+    *faults("chunks.matching_loss", "diffusion_policy-stacked", (".mean(-1)", ".mean()")),
     *faults(
-        f"{_UPDATE}._error",
+        "chunks.valid_steps",
         "diffusion_policy-x0",
-        ("batch.real if self.config.mask_padding else None", "None"),
+        ("batch.real if agent.config.mask_padding else None", "None"),
     ),
     *faults(
-        f"{_UPDATE}._error",
+        "chunks.valid_steps",
         "diffusion_policy diffusion_policy-stacked",
-        ("batch.real if self.config.mask_padding else None", "batch.real"),
+        ("batch.real if agent.config.mask_padding else None", "batch.real"),
     ),
     *faults(
         f"{_UPDATE}.schedule",
