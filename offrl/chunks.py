@@ -183,7 +183,7 @@ def chunk_view(agent: Agent, dataset: OfflineDataset, later: int = 0) -> Windows
     )
 
 
-def chunk_optimizer(config: ChunkConfig, net: Backbone) -> AdamW:
+def chunk_optimizer(config: ChunkConfig, net: nn.Module) -> AdamW:
     """AdamW of the network; `schedule_chunks` moves its learning rate."""
     return adamw(net, config.lr, config.weight_decay, (config.beta1, config.beta2))
 
