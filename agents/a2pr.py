@@ -46,13 +46,12 @@ from offrl.losses import action_error
 from offrl.networks import Learners
 from offrl.optim import adam
 from offrl.regularizers import advantage_mask, dual_reference, q_scale
+from offrl.representation import critic_regression, held_out_error
 from offrl.td3 import (
     TD3Config,
-    held_out_error,
     next_action,
     target_noise,
     target_value,
-    td_regression,
     update_targets,
     with_target,
 )
@@ -132,7 +131,7 @@ class A2PR(Agent):
         return value
 
     def critic_loss(self, batch: Batch, target: Tensor) -> tuple[Tensor, Metrics]:
-        return td_regression(self, batch, target)
+        return critic_regression(self, batch, target)
 
     def value_loss(self, batch: Batch, action: Tensor, target: Tensor) -> tuple[Tensor, Metrics]:
         with torch.no_grad():

@@ -28,11 +28,11 @@ from offrl.agent import Agent
 from offrl.checks import check_intervals
 from offrl.critics import Critic
 from offrl.datasets.offline import Spec
-from offrl.losses import cloning_loss, td_loss, td_target
+from offrl.losses import cloning_loss, td_target
 from offrl.networks import Learners
 from offrl.optim import adam, polyak_update, target_of
 from offrl.regularizers import advantage_weight
-from offrl.representation import with_beer
+from offrl.representation import critic_regression, held_out_error
 from offrl.types import Batch, Metrics, Noise
 
 
@@ -100,9 +100,7 @@ class AWAC(Agent):
             action = self.actor.sample(batch.next_obs, noise)
             next_q = self.critic_target(batch.next_obs, action).amin(0)
             target = td_target(batch.reward, batch.mask, next_q, self.config.gamma)
-        q = self.critic(batch.obs, batch.action)
-        metrics = {"q_data": q[0].mean(-1), "target": target.mean(-1)}
-        return with_beer(self, batch, td_loss(q, target).mean(-1), metrics)
+        return critic_regression(self, batch, target)
 
     def actor_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Metrics]:
         with torch.no_grad():
@@ -114,5 +112,5 @@ class AWAC(Agent):
         return (weight * error).mean(-1), metrics
 
     def validate(self, batch: Batch) -> Metrics:
-        loss, metrics = self.critic_loss(batch, torch.zeros_like(batch.action))
-        return {**super().validate(batch), "td_error": loss, "q": metrics["q_data"]}
+        loss = self.critic_loss(batch, torch.zeros_like(batch.action))
+        return {**super().validate(batch), **held_out_error(loss)}

@@ -39,24 +39,22 @@ from offrl.actors import SquashedGaussianActor
 from offrl.agent import Agent
 from offrl.checks import check_intervals
 from offrl.cocoa import CocoaConfig, Composition
+from offrl.critics import td_regression
 from offrl.datasets.offline import Spec
 from offrl.datasets.replay import Replay
-from offrl.errors import ConfigError
-from offrl.files import cache_folder
-from offrl.losses import td_target
 from offrl.multipliers import Multiplier
 from offrl.networks import Learners
-from offrl.optim import adam, polyak_update, target_of
+from offrl.optim import adam, polyak_update
 from offrl.regularizers import log_sum_exp_gap
-from offrl.representation import with_beer
+from offrl.representation import critic_regression, held_out_error, with_beer
 from offrl.sac import (
     SoftConfig,
-    entropy_cost,
-    held_out,
+    best_target,
+    policy_steps,
+    proposals,
     soft_actor_loss,
     soft_networks,
-    soft_regression,
-    soft_temperature_loss,
+    soft_optimizers,
     values_of_many,
 )
 from offrl.types import Batch, Metrics, Noise
@@ -95,15 +93,10 @@ class CQLConfig(SoftConfig, CocoaConfig):
             lse_temperature="(0, inf)",
             target_gap="(-inf, inf)",
             clip_low="[-inf, inf)",
-            clip_high="(-inf, inf]",
+            clip_high=f"({self.clip_low}, inf]",
             bc_steps="[0, inf)",
             extra_critic_layers="[0, inf)",
         )
-        if self.clip_low >= self.clip_high:
-            raise ConfigError(
-                f"CQLConfig.clip_low is {self.clip_low!r}; it must be below clip_high, which is "
-                f"{self.clip_high!r}"
-            )
 
 
 class CQL(Agent):
@@ -134,14 +127,11 @@ class CQL(Agent):
     def __init__(self, spec: Spec, config: CQLConfig, learners: Learners) -> None:
         super().__init__(spec, config, learners)
         sizes = self.obs_dim, self.act_dim, config.hidden
-        self.actor, self.critic, self.temperature = soft_networks(
+        self.actor, self.critic, self.temperature, self.critic_target = soft_networks(
             *sizes, learners, 2, config.extra_critic_layers, config
         )
         self.composition = Composition(self.actor)
-        self.critic_target = target_of(self.critic)
-        self.actor_opt = adam(self.actor.parameters(), config.actor_lr)
-        self.temperature_opt = adam(self.temperature.parameters(), config.actor_lr)
-        self.critic_opt = adam(self.critic.parameters(), config.lr)
+        self.actor_opt, self.temperature_opt, self.critic_opt = soft_optimizers(self)
         if config.lagrange:
             self.multiplier = Multiplier(learners, LIMIT)
             self.multiplier_opt = adam(self.multiplier.parameters(), config.lr)
@@ -149,8 +139,7 @@ class CQL(Agent):
 
     def prepare(self, replay: Replay) -> None:
         super().prepare(replay)
-        if self.config.cocoa:
-            self.composition.prepare(replay.batch(replay.index), cache_folder() / "cocoa")
+        self.composition.prepare(lambda: replay.batch(replay.index))
 
     def fingerprints(self) -> dict[str, str]:
         return self.composition.fingerprints()
@@ -166,9 +155,7 @@ class CQL(Agent):
 
     def update(self, batch: Batch, noise: Noise, phase: int) -> Metrics:
         batch = self.composition.rows(batch)
-        metrics = self.minimize(self.actor_opt, self.actor_loss, batch, noise["draw"])
-        log_prob = metrics["log_prob"]
-        metrics |= self.minimize(self.temperature_opt, self.temperature_loss, log_prob)
+        metrics = policy_steps(self, batch, noise["draw"])
         metrics |= self.minimize(self.critic_opt, self.critic_loss, batch, noise)
         if self.config.lagrange:
             gap = metrics["gap"]
@@ -183,14 +170,11 @@ class CQL(Agent):
             loss = loss + self.cloning * (metrics["q"] - log_prob)
         return loss, metrics
 
-    def temperature_loss(self, log_prob: Tensor) -> tuple[Tensor, Metrics]:
-        return soft_temperature_loss(self, log_prob)
-
     def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         cfg = self.config
         with torch.no_grad():
-            target = self.target(batch, noise["next_draw"])
-            action, log_density = self.proposals(batch, noise)
+            target = best_target(self, batch, noise["next_draw"], cfg.backup_entropy)
+            action, log_density = proposals(self, batch, noise)
             weight = self.multiplier() if cfg.lagrange else 1.0
         # The logged action goes first, so that the critics are passed once for everything.
         together = torch.cat([batch.action.unsqueeze(-3), action], -3)
@@ -200,32 +184,16 @@ class CQL(Agent):
             sampled, log_density = q, torch.zeros_like(q[0])
         gap = log_sum_exp_gap(sampled, log_density, data, cfg.lse_temperature)
         gap = gap.clamp(cfg.clip_low, cfg.clip_high).mean(-1)
-        loss, metrics = with_beer(self, batch, *soft_regression(data, target))
+        loss, metrics = with_beer(self, batch, *td_regression(data, target))
         return loss + cfg.alpha * weight * gap.sum(0), {**metrics, "gap": gap.mean(0)}
 
     def multiplier_loss(self, gap: Tensor) -> tuple[Tensor, Metrics]:
         violation = self.config.alpha * (gap - self.config.target_gap)
         return self.multiplier.ascent(violation), {"multiplier": self.multiplier()}
 
-    def target(self, batch: Batch, noise: Tensor) -> Tensor:
-        """y, of the best of the actions that the noise makes."""
-        action, log_prob = self.actor.draw_many(batch.next_obs, noise)
-        q, best = values_of_many(self.critic_target, batch.next_obs, action).amin(0).max(-2)
-        if self.config.backup_entropy:
-            its = log_prob.gather(-2, best.unsqueeze(-2)).squeeze(-2)
-            q = q - entropy_cost(self, its)
-        return td_target(batch.reward, batch.mask, q, self.config.gamma)
-
-    def proposals(self, batch: Batch, noise: Noise) -> tuple[Tensor, Tensor]:
-        """a_j, (*seed, 3n, batch, act), and log p(a_j)."""
-        random = 2.0 * torch.special.ndtr(noise["random"]) - 1.0
-        here, log_here = self.actor.draw_many(batch.obs, noise["here"])
-        then, log_then = self.actor.draw_many(batch.next_obs, noise["then"])
-        uniform = torch.full_like(log_here, -self.act_dim * math.log(2.0))
-        log_density = torch.cat([uniform, log_here, log_then], -2)
-        return torch.cat([random, here, then], -3), log_density
-
     def validate(self, batch: Batch) -> Metrics:
         batch = self.composition.anew(batch)
-        target = self.target(batch, torch.zeros_like(batch.action).unsqueeze(-3))
-        return {**super().validate(batch), **held_out(self, batch, target)}
+        mode = torch.zeros_like(batch.action).unsqueeze(-3)
+        target = best_target(self, batch, mode, self.config.backup_entropy)
+        loss = critic_regression(self, batch, target)
+        return {**super().validate(batch), **held_out_error(loss)}

@@ -29,12 +29,11 @@ from offrl.cocoa import CocoaConfig, Composition, policy_trunk, value_trunk
 from offrl.critics import Critic, Value
 from offrl.datasets.offline import Spec
 from offrl.datasets.replay import Replay
-from offrl.files import cache_folder
-from offrl.losses import cloning_loss, expectile_loss, td_loss, td_target
+from offrl.losses import cloning_loss, expectile_loss, td_target
 from offrl.networks import Learners
 from offrl.optim import adam, cosine_rate, polyak_update, set_lr, target_of
 from offrl.regularizers import advantage_weight
-from offrl.representation import with_beer
+from offrl.representation import critic_regression, held_out_error
 from offrl.types import Batch, Metrics, Noise
 
 
@@ -119,8 +118,7 @@ class IQL(Agent):
 
     def prepare(self, replay: Replay) -> None:
         super().prepare(replay)
-        if self.config.cocoa:
-            self.composition.prepare(replay.batch(replay.index), cache_folder() / "cocoa")
+        self.composition.prepare(lambda: replay.batch(replay.index))
 
     def fingerprints(self) -> dict[str, str]:
         return self.composition.fingerprints()
@@ -162,11 +160,8 @@ class IQL(Agent):
         with torch.no_grad():
             next_value = self.value(batch.next_obs)
             target = td_target(batch.reward, batch.mask, next_value, self.config.gamma)
-        q = self.critic(batch.obs, batch.action)
-        metrics = {"q_data": q[0].mean(-1), "target": target.mean(-1)}
-        return with_beer(self, batch, td_loss(q, target).mean(-1), metrics)
+        return critic_regression(self, batch, target)
 
     def validate(self, batch: Batch) -> Metrics:
         batch = self.composition.anew(batch)
-        loss, metrics = self.critic_loss(batch)
-        return {**super().validate(batch), "td_error": loss, "q": metrics["q_data"]}
+        return {**super().validate(batch), **held_out_error(self.critic_loss(batch))}

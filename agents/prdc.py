@@ -34,9 +34,9 @@ from offrl.losses import action_error
 from offrl.nearest import NearestAction
 from offrl.networks import Learners
 from offrl.regularizers import q_scale
+from offrl.representation import held_out_error
 from offrl.td3 import (
     TD3Config,
-    held_out_error,
     target_noise,
     td3_critic_loss,
     update_targets,

@@ -43,13 +43,12 @@ from offrl.errors import DataError
 from offrl.losses import action_distance
 from offrl.networks import Init, Learners
 from offrl.regularizers import q_scale
+from offrl.representation import critic_regression, held_out_error
 from offrl.td3 import (
     TD3Config,
-    held_out_error,
     next_action,
     target_noise,
     target_value,
-    td_regression,
     update_targets,
     with_target,
 )
@@ -169,7 +168,7 @@ class ReBRAC(Agent):
             action = next_action(self, batch, noise)
             penalty = self.config.beta2 * action_distance(action, batch.next_action)
             target = target_value(self, self.critic_target, batch, action, penalty)
-        loss, metrics = td_regression(self, batch, target)
+        loss, metrics = critic_regression(self, batch, target)
         return loss, {**metrics, "penalty": (batch.mask * penalty).mean(-1)}
 
     def actor_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:

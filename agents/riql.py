@@ -44,7 +44,7 @@ from offrl.losses import cloning_loss, ensemble_quantile, expectile_loss, huber_
 from offrl.networks import Init, Learners
 from offrl.optim import adam, cosine_rate, polyak_update, set_lr, target_of
 from offrl.regularizers import advantage_weight
-from offrl.representation import with_beer
+from offrl.representation import held_out_error, with_beer
 from offrl.types import Batch, Metrics, Noise
 
 EDAC_INIT = Init(hidden_bias=0.1, last=3e-3)
@@ -185,5 +185,5 @@ class RIQL(Agent):
         return (weight * bc_loss).mean(-1), metrics
 
     def validate(self, batch: Batch) -> Metrics:
-        loss, metrics = self.critic_loss(batch, self.target(batch))
-        return {**super().validate(batch), "td_error": loss, "q": metrics["q_data"]}
+        loss = self.critic_loss(batch, self.target(batch))
+        return {**super().validate(batch), **held_out_error(loss)}

@@ -20,7 +20,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from offrl.actors import SquashedGaussianActor
@@ -28,17 +27,17 @@ from offrl.agent import Agent
 from offrl.checks import check_intervals
 from offrl.datasets.offline import Spec
 from offrl.networks import Learners
-from offrl.optim import adam, polyak_update, target_of
-from offrl.representation import with_beer
+from offrl.representation import critic_regression
 from offrl.sac import (
     SoftConfig,
-    held_out,
+    critic_steps,
+    policy_steps,
     soft_actor_loss,
+    soft_held_out,
     soft_networks,
     soft_noise,
-    soft_regression,
+    soft_optimizers,
     soft_target,
-    soft_temperature_loss,
 )
 from offrl.types import Batch, Metrics, Noise
 
@@ -71,36 +70,23 @@ class SACN(Agent):
 
     def __init__(self, spec: Spec, config: SACNConfig, learners: Learners) -> None:
         super().__init__(spec, config, learners)
-        self.actor, self.critic, self.temperature = soft_networks(
+        self.actor, self.critic, self.temperature, self.critic_target = soft_networks(
             self.obs_dim, self.act_dim, config.hidden, learners, config.ensemble
         )
-        self.critic_target = target_of(self.critic)
-        self.actor_opt = adam(self.actor.parameters(), config.actor_lr)
-        self.temperature_opt = adam(self.temperature.parameters(), config.actor_lr)
-        self.critic_opt = adam(self.critic.parameters(), config.lr)
+        self.actor_opt, self.temperature_opt, self.critic_opt = soft_optimizers(self)
 
     def noise(self, batch_size: int) -> dict[str, tuple[int, ...]]:
         return soft_noise(self, batch_size)
 
     def update(self, batch: Batch, noise: Noise, phase: int) -> Metrics:
-        metrics = self.minimize(self.actor_opt, self.actor_loss, batch, noise["draw"])
-        log_prob = metrics["log_prob"]
-        metrics |= self.minimize(self.temperature_opt, self.temperature_loss, log_prob)
-        metrics |= self.minimize(self.critic_opt, self.critic_loss, batch, noise["next_draw"])
-        polyak_update(self.critic, self.critic_target, self.config.polyak)
-        return metrics
+        metrics = policy_steps(self, batch, noise["draw"])  # on L_pi, L_w
+        return metrics | critic_steps(self, batch, noise["next_draw"])  # on L_Q, and Q' to Q
 
     def actor_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Metrics]:
         return soft_actor_loss(self, batch, noise)
 
-    def temperature_loss(self, log_prob: Tensor) -> tuple[Tensor, Metrics]:
-        return soft_temperature_loss(self, log_prob)
-
     def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Metrics]:
-        target = soft_target(self, batch, noise)
-        plain = soft_regression(self.critic(batch.obs, batch.action), target)
-        return with_beer(self, batch, *plain)
+        return critic_regression(self, batch, soft_target(self, batch, noise))
 
     def validate(self, batch: Batch) -> Metrics:
-        target = soft_target(self, batch, torch.zeros_like(batch.action))
-        return {**super().validate(batch), **held_out(self, batch, target)}
+        return {**super().validate(batch), **soft_held_out(self, batch)}

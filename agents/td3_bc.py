@@ -26,9 +26,9 @@ from offrl.datasets.offline import Spec
 from offrl.losses import action_error
 from offrl.networks import Learners
 from offrl.regularizers import q_scale
+from offrl.representation import held_out_error
 from offrl.td3 import (
     TD3Config,
-    held_out_error,
     target_noise,
     td3_critic_loss,
     update_targets,

@@ -11,9 +11,8 @@ LayerNorm after each ReLU and after their last layer, as in the authors' code. F
 uniform, and those of the layers on h as the method has them; the code has orthogonal ones.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from offrl.anchors import Anchors, AnchorTable
 from offrl.checks import check_intervals
 from offrl.dynamics import DynamicsConfig
 from offrl.errors import ConfigError
+from offrl.files import cache_folder
 from offrl.networks import MLP, TORCH_INIT, Init, LayerNorm, Learners
 from offrl.types import Batch
 
@@ -191,10 +191,11 @@ class Composition:
         self.anchors: Anchors | None = None if trunk is None else trunk.anchors
         self.table: AnchorTable | None = None
 
-    def prepare(self, batch: Batch, cache_dir: Path | None) -> None:
-        """Learn the anchors from all transitions of the view, and work them out for each row."""
+    def prepare(self, view: Callable[[], Batch]) -> None:
+        """Learn the anchors from all transitions of a view, and work them out for each row."""
         if self.anchors is not None:
-            self.anchors.fit(batch, cache_dir)
+            batch = view()
+            self.anchors.fit(batch, cache_folder() / "cocoa")
             self.table = AnchorTable(self.anchors, batch)
 
     def rows(self, batch: Batch) -> Batch:

@@ -1,4 +1,4 @@
-"""Value functions: of observation and action, and of the observation alone."""
+"""Value functions: of observation and action, and of the observation alone; their regression."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from offrl.losses import td_loss
 from offrl.networks import MLP, TORCH_INIT, Activation, Init, Learners, Linear, Norm
+from offrl.types import Metrics
 
 
 class Critic(nn.Module):
@@ -51,7 +53,13 @@ class Critic(nn.Module):
     def forward(
         self, obs: Float[Tensor, "*seed batch obs"], action: Float[Tensor, "*seed batch act"]
     ) -> Float[Tensor, "ensemble *seed batch"]:
-        q: Tensor = self.head(self.features(obs, action)).squeeze(-1)
+        return self.read(self.features(obs, action))
+
+    def read(
+        self, features: Float[Tensor, "ensemble *seed batch features"]
+    ) -> Float[Tensor, "ensemble *seed batch"]:
+        """Q of a pair with these features."""
+        q: Tensor = self.head(features).squeeze(-1)
         return q
 
     def first(
@@ -135,3 +143,10 @@ class Value(nn.Module):
     def forward(self, obs: Float[Tensor, "*seed batch obs"]) -> Float[Tensor, "*stack batch"]:
         v: Tensor = self.net(obs).squeeze(-1)
         return v
+
+
+def td_regression(
+    q: Float[Tensor, "ensemble *seed batch"], target: Float[Tensor, "*seed batch"]
+) -> tuple[Float[Tensor, "*seed"], Metrics]:
+    """sum_i E[ (Q_i - y)^2 ], with mean Q of the first critic and mean target as metrics."""
+    return td_loss(q, target).mean(-1), {"q_data": q[0].mean(-1), "target": target.mean(-1)}

@@ -13,6 +13,8 @@ networks in the numerator, the targets' in the denominator and in the cosine. Th
 used here. Their gamma is written as 0.99; here it is the agent's. pi(s) is the action that the
 policy plays at evaluation, and an agent without a target policy has its policy's in both places.
 A terminal transition has no consecutive pair, and no penalty; the tasks of the paper never end.
+Where the term is added, the critics' own error is a metric beside their loss, `td_error`; without
+it the two are the same. Validation reports that error, whatever the settings.
 """
 
 from typing import Any, Protocol, runtime_checkable
@@ -21,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from offrl.critics import Critic
+from offrl.critics import Critic, td_regression
 from offrl.types import Batch, Metrics
 
 EPS = 1e-6  # below which a norm counts as zero, as in the authors' code
@@ -42,21 +44,39 @@ class Regularised(Protocol):
     def critic_target(self) -> Critic: ...
 
 
+def critic_regression(
+    agent: Regularised, batch: Batch, target: Float[Tensor, "*seed batch"]
+) -> tuple[Float[Tensor, "*seed"], Metrics]:
+    """`td_regression` of the agent's critics to this target, with BEER's term; they pass once."""
+    features = agent.critic.features(batch.obs, batch.action)
+    plain = td_regression(agent.critic.read(features), target)
+    return with_beer(agent, batch, *plain, features=features)
+
+
+def held_out_error(regression: tuple[Float[Tensor, "*seed"], Metrics]) -> Metrics:
+    """Of the critics' loss and its metrics on held-out transitions: TD error and mean Q."""
+    loss, metrics = regression
+    return {"td_error": metrics.get("td_error", loss), "q": metrics["q_data"]}
+
+
 def with_beer(
     agent: Regularised,
     batch: Batch,
     loss: Float[Tensor, "*seed"],
     metrics: Metrics,
     share: float = 1.0,
+    features: Float[Tensor, "ensemble *seed batch features"] | None = None,
 ) -> tuple[Float[Tensor, "*seed"], Metrics]:
     """The critics' loss and its metrics, with BEER's term where `config.beer` is not 0.
 
     The loss is one that is summed over the critics: each critic's own gets its own penalty.
-    `share` is what such a loss has of each, 1 / K where it is the mean of K.
+    `share` is what such a loss has of each, 1 / K where it is the mean of K. `features` are
+    those of (s, a), where they are known.
     """
     if not agent.config.beer:
         return loss, metrics
-    penalty, measured = _penalty(agent, batch)
+    penalty, measured = _penalty(agent, batch, features)
+    measured["td_error"] = loss
     return loss + share * agent.config.beer * penalty.mean(-1), {**metrics, **measured}
 
 
@@ -64,17 +84,23 @@ def measured_representation(agent: Any, batch: Batch) -> Metrics:
     """Cosine, bound and rank of the first critic's features, for an agent that uses BEER."""
     if not getattr(agent.config, "beer", 0.0):
         return {}
-    features = agent.critic.features(batch.obs, batch.action)[0]
-    return {**_penalty(agent, batch)[1], "feature_rank": representation_rank(features)}
+    features = agent.critic.features(batch.obs, batch.action)
+    _, measured = _penalty(agent, batch, features)
+    return {**measured, "feature_rank": representation_rank(features[0])}
 
 
-def _penalty(agent: Regularised, batch: Batch) -> tuple[Float[Tensor, "*seed batch"], Metrics]:
+def _penalty(
+    agent: Regularised, batch: Batch, features: Tensor | None
+) -> tuple[Float[Tensor, "*seed batch"], Metrics]:
     with torch.no_grad():
         next_action = agent.actor.mode(batch.next_obs)
         target_actor = getattr(agent, "actor_target", agent.actor)
         target_action = target_actor.mode(batch.next_obs)
-    gamma = agent.config.gamma
-    return beer_penalty(agent.critic, agent.critic_target, batch, next_action, target_action, gamma)
+    return beer_penalty(
+        *(agent.critic, agent.critic_target, batch, next_action, target_action),
+        agent.config.gamma,
+        features,
+    )
 
 
 def feature_cosine(
@@ -115,14 +141,17 @@ def beer_penalty(
     next_action: Float[Tensor, "*seed batch act"],
     target_action: Float[Tensor, "*seed batch act"],
     gamma: float,
+    features: Float[Tensor, "ensemble *seed batch features"] | None = None,
 ) -> tuple[Float[Tensor, "*seed batch"], Metrics]:
     """BEER's penalty per sample, summed over the ensemble, and what to report of it.
 
     `next_action` is the policy's at s', which the online critic sees, `target_action` the one
-    that its target sees. The gradient passes through phi(s, a) in the cosine alone. Reported are
-    the first member's mean cosine and bound over the batch.
+    that its target sees; `features` are phi(s, a), where they are known. The gradient passes
+    through them in the cosine alone. Reported are the first member's mean cosine and bound over
+    the batch.
     """
-    features = critic.features(batch.obs, batch.action)
+    if features is None:
+        features = critic.features(batch.obs, batch.action)
     with torch.no_grad():
         target_features = critic_target.features(batch.next_obs, target_action)
         next_features = critic.features(batch.next_obs, next_action)

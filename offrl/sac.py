@@ -10,22 +10,26 @@ functions of an agent that has these networks; the agent says in which order the
 Source: SAC (Haarnoja et al., 2018, arXiv:1812.05905, algorithm 1).
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.optim import Adam
 
 from offrl.actors import SquashedGaussianActor
 from offrl.checks import check_intervals
 from offrl.cocoa import CocoaConfig, policy_trunk, value_trunk
-from offrl.critics import Critic, StateActionTrunk
-from offrl.losses import td_loss, td_target
+from offrl.critics import Critic, StateActionTrunk, td_regression
+from offrl.losses import td_target
 from offrl.multipliers import Multiplier
 from offrl.networks import Init, Learners
-from offrl.types import Batch, Metrics
+from offrl.optim import adam, polyak_update, target_of
+from offrl.representation import held_out_error
+from offrl.types import Batch, Metrics, Noise
 
 # Those of rlkit, on which the authors of CQL and of EDAC built.
 ACTOR_INIT = Init(hidden_bias=0.1, last=1e-3)
@@ -77,6 +81,21 @@ class Soft(Protocol):
     def temperature(self) -> Multiplier: ...
 
 
+class SoftAgent(Soft, Protocol):
+    """Such an agent when it can take steps, on losses of the policy and of the critics."""
+
+    actor_opt: Adam
+    temperature_opt: Adam
+    critic_opt: Adam
+
+    @property
+    def actor_loss(self) -> Callable[..., tuple[Tensor, Metrics]]: ...
+    @property
+    def critic_loss(self) -> Callable[..., tuple[Tensor, Metrics]]: ...
+    @property
+    def minimize(self) -> Callable[..., Metrics]: ...
+
+
 def soft_networks(
     obs_dim: int,
     act_dim: int,
@@ -85,8 +104,10 @@ def soft_networks(
     ensemble: int,
     extra: int = 0,
     cocoa: CocoaConfig | None = None,
-) -> tuple[SquashedGaussianActor, Critic, Multiplier]:
-    """Policy, critics and temperature; critics have `extra` hidden layers more than the policy.
+) -> tuple[SquashedGaussianActor, Critic, Multiplier, Critic]:
+    """Policy, critics, temperature and the critics' target.
+
+    Critics have `extra` hidden layers more than the policy.
 
     Both look at states as `cocoa` says.
     """
@@ -97,13 +118,45 @@ def soft_networks(
     actor = SquashedGaussianActor(*sizes, hidden, learners, ACTOR_INIT, trunk=trunk)
     critics = value_trunk(cocoa, *sizes, deep, learners, (ensemble,), CRITIC_INIT)
     critic = Critic(*sizes, deep, learners, ensemble, critics, init=CRITIC_INIT)
-    return actor, critic, Multiplier(learners)
+    return actor, critic, Multiplier(learners), target_of(critic)
+
+
+def soft_optimizers(agent: Soft) -> tuple[Adam, Adam, Adam]:
+    """Of the policy, of its temperature, and of the critics."""
+    cfg = agent.config
+    return (
+        adam(agent.actor.parameters(), cfg.actor_lr),
+        adam(agent.temperature.parameters(), cfg.actor_lr),
+        adam(agent.critic.parameters(), cfg.lr),
+    )
 
 
 def soft_noise(agent: Soft, batch_size: int) -> dict[str, tuple[int, ...]]:
     """Of the policy's actions at s and at s', for one learner."""
     shape = (batch_size, agent.act_dim)
     return {"draw": shape, "next_draw": shape}
+
+
+def policy_steps(
+    agent: SoftAgent, batch: Batch, noise: Float[Tensor, "*seed batch act"]
+) -> Metrics:
+    """A step of the policy, then one of its temperature with the same actions."""
+
+    def temperature_loss(log_prob: Tensor) -> tuple[Tensor, Metrics]:
+        return soft_temperature_loss(agent, log_prob)
+
+    metrics = agent.minimize(agent.actor_opt, agent.actor_loss, batch, noise)
+    log_prob = metrics["log_prob"]
+    return metrics | agent.minimize(agent.temperature_opt, temperature_loss, log_prob)
+
+
+def critic_steps(
+    agent: SoftAgent, batch: Batch, noise: Float[Tensor, "*seed batch act"]
+) -> Metrics:
+    """A step of the critics, then one of their target towards them."""
+    metrics = agent.minimize(agent.critic_opt, agent.critic_loss, batch, noise)
+    polyak_update(agent.critic, agent.critic_target, agent.config.polyak)
+    return metrics
 
 
 def soft_actor_loss(
@@ -141,17 +194,38 @@ def soft_target(
     return td_target(batch.reward, batch.mask, value, agent.config.gamma)
 
 
-def soft_regression(
-    q: Float[Tensor, "ensemble *seed batch"], target: Float[Tensor, "*seed batch"]
-) -> tuple[Tensor, Metrics]:
-    """L_Q, with mean Q of the first critic and mean target as metrics."""
-    return td_loss(q, target).mean(-1), {"q_data": q[0].mean(-1), "target": target.mean(-1)}
+def soft_held_out(agent: Soft, batch: Batch) -> Metrics:
+    """TD error and mean Q on held-out transitions, at a' = tanh of the policy's mean at s'."""
+    target = soft_target(agent, batch, torch.zeros_like(batch.action))
+    return held_out_error(td_regression(agent.critic(batch.obs, batch.action), target))
 
 
-def held_out(agent: Soft, batch: Batch, target: Float[Tensor, "*seed batch"]) -> Metrics:
-    """L_Q of this target on held-out transitions, under the names of a validation."""
-    loss, metrics = soft_regression(agent.critic(batch.obs, batch.action), target)
-    return {"td_error": loss, "q": metrics["q_data"]}
+def best_target(
+    agent: Soft, batch: Batch, noise: Float[Tensor, "*seed n batch act"], entropy: bool
+) -> Float[Tensor, "*seed batch"]:
+    """y of the best of n actions, by min_i Q_i', without -w log pi(a'|s') unless `entropy`."""
+    action, log_prob = agent.actor.draw_many(batch.next_obs, noise)
+    q, best = values_of_many(agent.critic_target, batch.next_obs, action).amin(0).max(-2)
+    if entropy:
+        its = log_prob.gather(-2, best.unsqueeze(-2)).squeeze(-2)
+        q = q - entropy_cost(agent, its)
+    return td_target(batch.reward, batch.mask, q, agent.config.gamma)
+
+
+def proposals(
+    agent: Soft, batch: Batch, noise: Noise
+) -> tuple[Float[Tensor, "*seed n batch act"], Float[Tensor, "*seed n batch"]]:
+    """Uniform actions, and ones of pi(s) and of pi(s'), with the logs of their densities.
+
+    As many of each as the noise has under `random`, `here` and `then`. Source: CQL
+    (arXiv:2006.04779, appendix F); pi(s') is its authors' code's.
+    """
+    random = 2.0 * torch.special.ndtr(noise["random"]) - 1.0
+    here, log_here = agent.actor.draw_many(batch.obs, noise["here"])
+    then, log_then = agent.actor.draw_many(batch.next_obs, noise["then"])
+    uniform = torch.full_like(log_here, -agent.act_dim * math.log(2.0))
+    log_density = torch.cat([uniform, log_here, log_then], -2)
+    return torch.cat([random, here, then], -3), log_density
 
 
 def values_of_many(

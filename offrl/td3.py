@@ -19,9 +19,9 @@ from torch.optim import Adam
 
 from offrl.checks import check_intervals
 from offrl.critics import Critic
-from offrl.losses import smoothed_action, td_loss, td_target
+from offrl.losses import smoothed_action, td_target
 from offrl.optim import adam, polyak_update, target_of
-from offrl.representation import with_beer
+from offrl.representation import critic_regression
 from offrl.types import Batch, Metrics
 
 M = TypeVar("M", bound=nn.Module)
@@ -106,35 +106,17 @@ def target_value(
     return td_target(batch.reward, batch.mask, next_q, agent.config.gamma)
 
 
-def td_regression(
-    agent: TD3, batch: Batch, target: Float[Tensor, "*seed batch"]
-) -> tuple[Tensor, Metrics]:
-    """L_Q of this target, with mean Q of the first critic and mean target as metrics.
-
-    BEER's term is added where the settings have one.
-    """
-    q = agent.critic(batch.obs, batch.action)
-    metrics = {"q_data": q[0].mean(-1), "target": target.mean(-1)}
-    return with_beer(agent, batch, td_loss(q, target).mean(-1), metrics)
-
-
 def td3_critic_loss(
     agent: TD3, batch: Batch, noise: Float[Tensor, "*seed batch act"]
 ) -> tuple[Tensor, Metrics]:
-    """L_Q without a penalty."""
+    """L_Q without a penalty, and with BEER's term where the settings have one."""
     with torch.no_grad():
         action = next_action(agent, batch, noise)
         y = target_value(agent, agent.critic_target, batch, action)
-    return td_regression(agent, batch, y)
+    return critic_regression(agent, batch, y)
 
 
 def update_targets(agent: TD3) -> None:
     """Both targets move towards their networks as these are now."""
     polyak_update(agent.actor, agent.actor_target, agent.config.polyak)
     polyak_update(agent.critic, agent.critic_target, agent.config.polyak)
-
-
-def held_out_error(critic_loss: tuple[Tensor, Metrics]) -> Metrics:
-    """What `td_regression` found on held-out transitions, under the names of a validation."""
-    loss, metrics = critic_loss
-    return {"td_error": loss, "q": metrics["q_data"]}

@@ -8,6 +8,7 @@ import torch
 from problems import ACT, OBS, build, inputs, small_config, updates, walk
 from torch import Tensor
 
+from offrl.agents import AGENTS
 from offrl.critics import Critic
 from offrl.networks import Learners
 from offrl.optim import target_of
@@ -196,3 +197,18 @@ def test_agents_report_it_where_it_is_on_and_are_unchanged_where_it_is_off(name:
         torch.testing.assert_close(trained[1e-12][key], value, rtol=0, atol=1e-6)
     moved = "critic.trunk.net.0.weight"
     assert not torch.equal(trained[0.5][moved], trained[0.0][moved])
+
+
+@pytest.mark.parametrize("name", [n for n in AGENTS if hasattr(AGENTS[n][1], "beer")])
+def test_held_out_error_is_the_critics_own_whatever_the_penalty(name: str) -> None:
+    measured = {}
+    for beer in (0.0, 0.5):
+        agent, replay = build(name, walk(), config=small_config(name, beer=beer))
+        batch, noise = inputs(agent, replay)
+        measured[beer] = agent.validate(batch)
+        trained = agent.update(batch, noise, 0)
+        assert ("td_error" in trained) == bool(beer)
+        if beer:
+            assert float(trained["critic_loss"]) > float(trained["td_error"]) > 0.0
+    for key in ("td_error", "q", "action_error"):
+        assert torch.equal(measured[0.5][key], measured[0.0][key]), key

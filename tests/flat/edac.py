@@ -85,6 +85,7 @@ def train(
         if beer > 0:
             likely = policy(s2, torch.zeros_like(a), actor)[0].detach()
             excess, extra = penalty(b, b["reward"], likely, likely, critics, targets, gamma)
+            extra["td_error"] = critic_loss.detach()
             critic_loss = critic_loss + beer * excess
         if eta is not None:
             directions = []

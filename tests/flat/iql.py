@@ -95,6 +95,7 @@ def train(
         if beer > 0:
             pi = torch.tanh(mlp(s2, actor)).detach()
             excess, measured = penalty(b, reward, pi, pi, [q1, q2], [q1_bar, q2_bar], gamma)
+            measured["td_error"] = critic_loss.detach()
             critic_loss = critic_loss + beer * excess
         critic_optimizer.zero_grad()
         torch.autograd.backward(critic_loss)

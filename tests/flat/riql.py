@@ -91,6 +91,7 @@ def train(
         if beer > 0:
             likely, here = torch.tanh(mlp(s2, pi)).detach(), {**b, "obs": s, "next_obs": s2}
             excess, measured = penalty(here, b["reward"], likely, likely, qs, bars, gamma)
+            measured["td_error"] = critic_loss.detach()
             critic_loss = critic_loss + beer * excess / critics
         critic_optimizer.zero_grad()
         torch.autograd.backward(critic_loss)

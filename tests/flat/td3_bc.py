@@ -55,6 +55,7 @@ def train(
             pi, pi_bar = policy(s2, actor).detach(), policy(s2, actor_bar)
             critics, critics_bar = [q1, q2], [q1_bar, q2_bar]
             excess, measured = penalty(b, b["reward"], pi, pi_bar, critics, critics_bar, gamma)
+            measured["td_error"] = critic_loss.detach()
             critic_loss = critic_loss + beer * excess
         critic_optimizer.zero_grad()
         torch.autograd.backward(critic_loss)

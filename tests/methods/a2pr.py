@@ -113,7 +113,7 @@ FAULTS = [
     *faults(
         f"{AT}.critic_loss",
         BOTH,
-        ("td_regression(self, batch, target)", "td_regression(self, batch, -target)"),
+        ("critic_regression(self, batch, target)", "critic_regression(self, batch, -target)"),
     ),
     *faults(
         f"{AT}.value_loss",

@@ -29,7 +29,7 @@ FAULTS = [
         EVERY,
         ("if not agent.config.beer:", "if agent.config.beer:"),
         (
-            "_penalty(agent, batch)",
+            "_penalty(agent, batch, features)",
             "beer_penalty(agent.critic, agent.critic_target, batch, "
             "batch.action, batch.action, agent.config.gamma)",
         ),
@@ -37,6 +37,7 @@ FAULTS = [
         ("agent.config.beer * penalty", "penalty"),
         ("penalty.mean(-1)", "penalty.sum(-1)"),
         ("{**metrics, **measured}", "metrics"),
+        ('measured["td_error"] = loss', "pass"),
     ),
     *faults("representation.with_beer", "riql-beer", ("share * ", "")),
     *faults(
@@ -46,9 +47,10 @@ FAULTS = [
         (", 1.0 / self.config.critics", ""),
     ),
     *faults(
-        "agents.sac_n.SACN.critic_loss",
-        "sac_n-beer",
-        ("with_beer(self, batch, *plain)", "plain"),
+        "representation.critic_regression",
+        f"{EVERY} sac_n-beer",
+        ("with_beer(agent, batch, *plain, features=features)", "plain"),
+        ("features=features", "features=features.detach()"),
     ),
     *faults(
         "representation.with_beer",
@@ -63,7 +65,8 @@ FAULTS = [
         ("target_actor.mode(batch.next_obs)", "batch.next_action"),
         ("agent.critic, agent.critic_target, batch", "agent.critic, agent.critic, batch"),
         ("agent.critic, agent.critic_target, batch", "agent.critic_target, agent.critic, batch"),
-        ("gamma = agent.config.gamma", "gamma = 0.99"),
+        ("agent.config.gamma", "0.99"),
+        ("        features,", "        features.detach(),"),
     ),
     *faults(
         "representation._penalty",
@@ -74,7 +77,6 @@ FAULTS = [
     *faults(
         "representation.beer_penalty",
         EVERY,
-        ("critic.features(batch.obs, batch.action)", "critic.features(batch.obs, next_action)"),
         ("critic_target.features(batch.next_obs,", "critic_target.features(batch.obs,"),
         (
             "critic_target.features(batch.next_obs, target_action)",
@@ -88,6 +90,12 @@ FAULTS = [
         (".sum(0)", ".mean(0)"),
         ('{"feature_cosine": cosine[0].mean(-1), "cosine_bound": bound[0].mean(-1)}', "{}"),
         ("return penalty, measured", "return 0.0 * penalty, measured"),
+    ),
+    *faults(
+        "representation.beer_penalty",
+        "riql-beer",
+        ("if features is None:", "if features is not None:"),
+        ("critic.features(batch.obs, batch.action)", "critic.features(batch.obs, next_action)"),
     ),
     *faults(
         "representation.beer_penalty",

@@ -2,7 +2,7 @@
 
 import flat.edac
 from fault import faults
-from methods.sac import NOISE, REACH, SETTINGS, SOFT, agent_faults
+from methods.sac import NOISE, REACH, SETTINGS, SOFT, agent_faults, critic_step_faults
 from parity_case import Batches, Case, Layers, Trained
 
 from offrl.datasets.offline import OfflineDataset
@@ -37,6 +37,7 @@ OTHER = {("edac", "ensemble"): (4, {})}
 EVERY = "edac edac-two"
 FAULTS = [
     *agent_faults("agents.edac.EDAC", EVERY),
+    *critic_step_faults("agents.edac.EDAC", EVERY),
     *faults(
         "agents.edac.EDAC.critic_loss",
         EVERY,
@@ -45,7 +46,7 @@ FAULTS = [
         ("batch.obs, batch.action)", "batch.obs, batch.next_action)"),
         ("batch.obs, batch.action)", "batch.next_obs, batch.action)"),
         ("value_and_slope(self.critic,", "value_and_slope(self.critic_target,"),
-        ("soft_regression(q, target)", "soft_regression(q[:1], target)"),
+        ("td_regression(q, target)", "td_regression(q[:1], target)"),
         ("ensemble_diversity(slope).mean(-1)", "ensemble_diversity(slope).sum(-1)"),
         ("ensemble_diversity(slope).mean(-1)", "ensemble_diversity(slope.detach()).mean(-1)"),
         ("loss + self.config.eta * diversity", "loss - self.config.eta * diversity"),

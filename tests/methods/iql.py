@@ -64,20 +64,6 @@ FAULTS = [
         ("advantage.mean(-1)", "advantage.mean()"),
     ),
     *faults(
-        "agents.iql.IQL.critic_loss",
-        "iql-stacked",
-        ("td_loss(q, target).mean(-1)", "td_loss(q, target).mean()"),
-        ("q[0].mean(-1)", "q[:, 0].mean(-1)"),
-    ),
-    *faults(
-        "agents.iql.IQL.critic_loss",
-        "iql-beer",
-        (
-            "with_beer(self, batch, td_loss(q, target).mean(-1), metrics)",
-            "td_loss(q, target).mean(-1), metrics",
-        ),
-    ),
-    *faults(
         "agents.iql.IQL.__init__",
         _IQL_ALL,
         ("target_of(self.critic)", "self.critic"),
@@ -201,10 +187,7 @@ FAULTS = [
         ("batch.reward, batch.mask", "-batch.reward, batch.mask"),
         ("batch.reward, batch.mask", "batch.reward, torch.ones_like(batch.mask)"),
         ("next_value, self.config.gamma", "next_value, 0.99"),
-        ("self.critic(batch.obs, batch.action)", "self.critic(batch.next_obs, batch.action)"),
-        ("td_loss(q, target).mean(-1)", "td_loss(q, target).sum(-1)"),
-        ("td_loss(q, target)", "td_loss(q[:1], target)"),
-        ("target.mean(-1)}", "target.amin(-1)}"),
+        ("critic_regression(self, batch, target)", "critic_regression(self, batch, -target)"),
     ),
     *faults(
         "datasets.replay.transitions",

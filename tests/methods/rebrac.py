@@ -90,7 +90,7 @@ FAULTS = [
         ("self.critic_target, batch", "self.critic, batch"),
         ("batch, action, penalty)", "batch, action)"),
         ("batch, action, penalty)", "batch, batch.next_action, penalty)"),
-        ("td_regression(self, batch, target)", "td_regression(self, batch, target + penalty)"),
+        ("critic_regression(self, batch, target)", "critic_regression(self, batch, -target)"),
         ("(batch.mask * penalty)", "penalty"),
     ),
     *faults(

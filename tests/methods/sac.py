@@ -12,6 +12,7 @@ SETTINGS = (*SOFT, "ensemble")
 
 SEVERAL = "sac_n edac"  # whose critics are more than one
 EVERY = f"{SEVERAL} sac_n-one"
+ALL = f"{EVERY} cql"
 STACKED = "sac_n-stacked edac-stacked"
 
 
@@ -19,47 +20,11 @@ def agent_faults(at: str, cases: str) -> list[Fault]:
     """Slips in what each agent of the family writes out."""
     return [
         *faults(
-            f"{at}.__init__",
-            cases,
-            ("target_of(self.critic)", "self.critic"),
-            ("self.actor.parameters(), config.actor_lr", "self.actor.parameters(), config.lr"),
-            ("self.actor.parameters(),", "self.critic.parameters(),"),
-            (
-                "self.temperature.parameters(), config.actor_lr",
-                "self.temperature.parameters(), 0.1",
-            ),
-            ("self.critic.parameters(), config.lr", "self.critic.parameters(), config.actor_lr"),
-        ),
-        *faults(
             f"{at}.update",
             cases,
-            ("self.minimize(self.actor_opt,", "self.minimize(self.critic_opt,"),
             ('noise["draw"]', '-noise["draw"]'),
             ('noise["draw"]', 'noise["next_draw"]'),
-            ('metrics["log_prob"]', '-metrics["log_prob"]'),
-            ('metrics["log_prob"]', 'metrics["q"]'),
-            (
-                "metrics |= self.minimize(self.temperature_opt",
-                "self.minimize(self.temperature_opt",
-            ),
-            (
-                "metrics |= self.minimize(self.temperature_opt, self.temperature_loss, log_prob)",
-                "pass",
-            ),
-            ("metrics |= self.minimize(self.critic_opt", "self.minimize(self.critic_opt"),
-            ("self.minimize(self.critic_opt,", "self.minimize(self.actor_opt,"),
-            (
-                "polyak_update(self.critic, self.critic_target,",
-                "polyak_update(self.critic_target, self.critic,",
-            ),
-            ("polyak_update(self.critic, self.critic_target, self.config.polyak)", "pass"),
-            ("self.config.polyak", "0.005"),
-            ("return metrics", "return {}"),
-        ),
-        *faults(
-            f"{at}.temperature_loss",
-            cases,
-            ("soft_temperature_loss(self, log_prob)", "soft_temperature_loss(self, -log_prob)"),
+            ("metrics = policy_steps(", "metrics = {}; policy_steps("),
         ),
         *faults(
             f"{at}.actor_loss",
@@ -69,6 +34,17 @@ def agent_faults(at: str, cases: str) -> list[Fault]:
     ]
 
 
+def critic_step_faults(at: str, cases: str) -> list[Fault]:
+    """Slips in the second half of an update that has nothing between critics and target."""
+    return faults(
+        f"{at}.update",
+        cases,
+        ('noise["next_draw"]', '-noise["next_draw"]'),
+        ("metrics | critic_steps", "critic_steps"),
+        ('metrics | critic_steps(self, batch, noise["next_draw"])', "metrics"),
+    )
+
+
 FAULTS = [
     *faults(
         "sac.soft_networks",
@@ -76,6 +52,41 @@ FAULTS = [
         ("learners, ACTOR_INIT", "learners"),
         ("init=CRITIC_INIT", "norm='after'"),
         ("Multiplier(learners)", "Multiplier(learners, 0.1)"),
+        ("target_of(critic)", "critic"),
+    ),
+    *faults(
+        "sac.soft_optimizers",
+        ALL,
+        ("cfg = agent.config", "cfg = type(agent.config)()"),
+        ("agent.actor.parameters(), cfg.actor_lr", "agent.actor.parameters(), cfg.lr"),
+        ("agent.actor.parameters(),", "agent.critic.parameters(),"),
+        ("agent.temperature.parameters(), cfg.actor_lr", "agent.temperature.parameters(), 0.1"),
+        ("agent.critic.parameters(), cfg.lr", "agent.critic.parameters(), cfg.actor_lr"),
+    ),
+    *faults(
+        "sac.policy_steps",
+        ALL,
+        ("soft_temperature_loss(agent, log_prob)", "soft_temperature_loss(agent, -log_prob)"),
+        ("agent.minimize(agent.actor_opt,", "agent.minimize(agent.critic_opt,"),
+        ('metrics["log_prob"]', '-metrics["log_prob"]'),
+        ('metrics["log_prob"]', 'metrics["q"]'),
+        (
+            "metrics | agent.minimize(agent.temperature_opt, temperature_loss, log_prob)",
+            "metrics",
+        ),
+        ("return metrics | ", "return "),
+    ),
+    *faults(
+        "sac.critic_steps",
+        EVERY,
+        ("agent.minimize(agent.critic_opt,", "agent.minimize(agent.actor_opt,"),
+        (
+            "polyak_update(agent.critic, agent.critic_target,",
+            "polyak_update(agent.critic_target, agent.critic,",
+        ),
+        ("polyak_update(agent.critic, agent.critic_target, agent.config.polyak)", "pass"),
+        ("agent.config.polyak", "0.005"),
+        ("return metrics", "return {}"),
     ),
     *faults(
         "sac.soft_actor_loss",
@@ -134,15 +145,6 @@ FAULTS = [
         (".amin(0)", ".amax(0)"),
         (".amin(0)", ".mean(0)"),
     ),
-    *faults(
-        "sac.soft_regression",
-        EVERY,
-        ("td_loss(q, target).mean(-1)", "td_loss(q, target).sum(-1)"),
-        ("td_loss(q, target).mean(-1)", "0.5 * td_loss(q, target).mean(-1)"),
-        ("target.mean(-1)}", "target.amax(-1)}"),
-        ("q[0].mean(-1)", "q[0].amax(-1)"),
-    ),
-    *faults("sac.soft_regression", SEVERAL, ("q[0].mean(-1)", "q[1].mean(-1)")),
     # Means over all axes, which mix learners.
     *faults(
         "sac.soft_actor_loss",
@@ -156,12 +158,6 @@ FAULTS = [
         "sac.soft_target",
         STACKED,
         (".amin(0)", ".amin((0, 1)).expand_as(log_prob)"),
-    ),
-    *faults(
-        "sac.soft_regression",
-        STACKED,
-        ("td_loss(q, target).mean(-1)", "td_loss(q, target).mean()"),
-        ("target.mean(-1)}", "target.mean()}"),
     ),
     *faults(
         "multipliers.Multiplier.forward",
@@ -207,7 +203,7 @@ COVERED = [
     f"sac.{name}"
     for name in (
         *("soft_actor_loss", "soft_temperature_loss", "entropy_cost", "soft_target"),
-        *("soft_regression", "value_and_slope"),
+        *("value_and_slope", "soft_optimizers", "policy_steps", "critic_steps"),
     )
 ]
 COVERED += ["actors._squashed", "regularizers.ensemble_diversity"]

@@ -2,7 +2,7 @@
 
 import flat.edac
 from fault import faults
-from methods.sac import NOISE, REACH, SETTINGS, SOFT, agent_faults
+from methods.sac import NOISE, REACH, SETTINGS, SOFT, agent_faults, critic_step_faults
 from parity_case import Batches, Case, Layers, Trained
 
 from offrl.datasets.offline import OfflineDataset
@@ -36,14 +36,11 @@ OTHER = {("sac_n", "ensemble"): (4, {})}
 
 FAULTS = [
     *agent_faults("agents.sac_n.SACN", "sac_n sac_n-one"),
+    *critic_step_faults("agents.sac_n.SACN", "sac_n sac_n-one"),
     *faults(
         "agents.sac_n.SACN.critic_loss",
         "sac_n sac_n-one",
         ("soft_target(self, batch, noise)", "soft_target(self, batch, 0 * noise)"),
         ("soft_target(self, batch, noise)", "-soft_target(self, batch, noise)"),
-        ("batch.obs, batch.action)", "batch.obs, batch.next_action)"),
-        ("batch.obs, batch.action)", "batch.next_obs, batch.action)"),
-        ("self.critic(batch", "self.critic_target(batch"),
-        ("soft_regression(self.critic", "soft_regression(0.5 * self.critic"),
     ),
 ]

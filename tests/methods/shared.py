@@ -4,11 +4,13 @@ from fault import faults
 
 # Cases, by what their methods have in common.
 BC = "bc"
-TD3 = "td3_bc prdc"
+PULLED = "td3_bc prdc a2pr"  # to an action, by the mean over its components
+TD3 = f"{PULLED} rebrac"
 IQL = "iql riql"
 VALUES = f"{TD3} {IQL}"
 EVERY = f"{VALUES} {BC}"
-TD3_STACKED = "td3_bc-stacked prdc-stacked"
+REGRESSION = f"{TD3} iql awac sac_n edac cql"  # of critics, by squared errors
+TD3_STACKED = "td3_bc-stacked prdc-stacked a2pr-stacked rebrac-stacked"
 STACKED = f"bc-stacked {TD3_STACKED} iql-stacked riql-stacked"
 
 FAULTS = [
@@ -27,13 +29,38 @@ FAULTS = [
         ("(scale * noise).clamp(-clip, clip)", "scale * noise"),
         ("(scale * noise)", "noise"),
         (".clamp(-clip, clip)", ".clamp(0, clip)"),
-        (".clamp(-1.0, 1.0)", ""),
         (".clamp(-1.0, 1.0)", ".clamp(-0.5, 0.5)"),
         ("(action +", "(action -"),
     ),
+    # ReBRAC's policy begins near the middle of the actions, and stays there for a few updates.
+    *faults("losses.smoothed_action", PULLED, (".clamp(-1.0, 1.0)", "")),
+    *faults(
+        "critics.td_regression",
+        REGRESSION,
+        ("td_loss(q, target).mean(-1)", "td_loss(q, target).sum(-1)"),
+        ("td_loss(q, target).mean(-1)", "0.5 * td_loss(q, target).mean(-1)"),
+        ("q[0].mean(-1)", "q[1].mean(-1)"),
+        ("target.mean(-1)}", "target.amax(-1)}"),
+    ),
+    *faults(
+        "critics.td_regression",
+        f"{TD3_STACKED} iql-stacked awac-stacked sac_n-stacked edac-stacked",
+        ("td_loss(q, target).mean(-1)", "td_loss(q, target).mean()"),
+        ("q[0].mean(-1)", "q[0].mean()"),
+        ("target.mean(-1)}", "target.mean()}"),
+    ),
+    *faults(
+        "representation.critic_regression",
+        f"{TD3} iql awac sac_n",
+        ("features(batch.obs, batch.action)", "features(batch.obs, batch.next_action)"),
+        ("features(batch.obs, batch.action)", "features(batch.next_obs, batch.action)"),
+        ("agent.critic.features", "agent.critic_target.features"),
+        ("agent.critic.read(features)", "agent.critic_target.read(features)"),
+        ("td_regression(agent.critic", "td_regression(0.5 * agent.critic"),
+    ),
     *faults(
         "losses.td_loss",
-        f"{TD3} iql",
+        REGRESSION,
         (".sum(0)", ".mean(0)"),
         (".sum(0)", ".amax(0)"),
         (".square()", ".abs()"),
@@ -49,7 +76,7 @@ FAULTS = [
     ),
     *faults(
         "losses.action_error",
-        f"{TD3} {BC}",
+        f"{PULLED} {BC}",
         (".mean(-1)", ".sum(-1)"),
         (".square()", ".abs()"),
         ("(action - goal)", "(action + goal)"),
@@ -58,10 +85,11 @@ FAULTS = [
         "regularizers.q_scale",
         TD3,
         (".detach()", ""),
-        (".abs()", ""),
         (".mean(-1)", ".sum(-1)"),
         ("return alpha / ", "return alpha * "),
     ),
+    # A2PR's values are of one sign.
+    *faults("regularizers.q_scale", "td3_bc prdc rebrac", (".abs()", "")),
     *faults(
         "regularizers.advantage_weight",
         IQL,
@@ -127,3 +155,5 @@ FAULTS = [
         ("hidden += 1", "pass"),
     ),
 ]
+
+COVERED = ["critics.td_regression", "representation.critic_regression"]
