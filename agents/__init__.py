@@ -10,6 +10,7 @@ from offrl.agents.a2pr import A2PR, A2PRConfig
 from offrl.agents.act import ACT, ACTConfig
 from offrl.agents.act_jepa import ACTJEPA, ACTJEPAConfig
 from offrl.agents.awac import AWAC, AWACConfig
+from offrl.agents.awm import AWM, AWMConfig
 from offrl.agents.bc import BC, BCConfig
 from offrl.agents.beso import BESO, BESOConfig
 from offrl.agents.chunk_bc import ChunkBC, ChunkBCConfig
@@ -17,13 +18,14 @@ from offrl.agents.consistency_bc import ConsistencyBC, ConsistencyBCConfig
 from offrl.agents.cql import CQL, CQLConfig
 from offrl.agents.decision_mamba import DecisionMamba, DecisionMambaConfig
 from offrl.agents.diffusion_policy import DiffusionPolicy, DiffusionPolicyConfig
-from offrl.agents.dt import DT, DTConfig
 from offrl.agents.diffusion_ql import DiffusionQL, DiffusionQLConfig
+from offrl.agents.dt import DT, DTConfig
 from offrl.agents.ebt import EBT, EBTConfig
 from offrl.agents.edac import EDAC, EDACConfig
 from offrl.agents.flow_bc import FlowBC, FlowBCConfig
-from offrl.agents.ibc import IBC, IBCConfig
 from offrl.agents.fql import FQL, FQLConfig
+from offrl.agents.ibc import IBC, IBCConfig
+from offrl.agents.idql import IDQL, IFQL, IDQLConfig
 from offrl.agents.iql import IQL, IQLConfig
 from offrl.agents.odice import ODICE, ODICEConfig
 from offrl.agents.odice_il import ODICEIL, ODICEILConfig
@@ -50,7 +52,10 @@ AGENTS: dict[str, tuple[type[Agent], Any]] = {
     "cql": (CQL, CQLConfig()),
     "awac": (AWAC, AWACConfig()),
     "diffusion_ql": (DiffusionQL, DiffusionQLConfig()),
+    "idql": (IDQL, IDQLConfig()),
+    "ifql": (IDQL, IFQL),
     "fql": (FQL, FQLConfig()),
+    "awm": (AWM, AWMConfig()),
     "chunk_bc": (ChunkBC, ChunkBCConfig()),
     "diffusion_policy": (DiffusionPolicy, DiffusionPolicyConfig()),
     "beso": (BESO, BESOConfig()),
@@ -71,6 +76,7 @@ __all__ = [
     "ACTJEPA",
     "AGENTS",
     "AWAC",
+    "AWM",
     "BC",
     "BESO",
     "CQL",
@@ -79,6 +85,7 @@ __all__ = [
     "EDAC",
     "FQL",
     "IBC",
+    "IDQL",
     "IQL",
     "ODICE",
     "ODICEIL",
@@ -91,6 +98,7 @@ __all__ = [
     "ACTConfig",
     "ACTJEPAConfig",
     "AWACConfig",
+    "AWMConfig",
     "BCConfig",
     "BESOConfig",
     "CQLConfig",
@@ -107,10 +115,11 @@ __all__ = [
     "DiffusionQLConfig",
     "EBTConfig",
     "EDACConfig",
+    "FQLConfig",
     "FlowBC",
     "FlowBCConfig",
     "IBCConfig",
-    "FQLConfig",
+    "IDQLConfig",
     "IQLConfig",
     "ODICEConfig",
     "ODICEILConfig",

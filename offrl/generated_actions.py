@@ -1,4 +1,4 @@
-"""What agents of generated single actions have in common: the matching loss, and samples.
+"""What agents of generated single actions have in common: the matching loss, samples, networks.
 
     l(a) = |net(x_t, t, s) - target|^2,  x_t = alpha a + sigma eps      for a logged action
     a    = clip(sampler(net, s), -1, 1)                                 from given noise
@@ -7,16 +7,25 @@ They see transitions; an action is a plan of one step. These are functions of an
 `generation`; it says which process, which network, and what the losses are weighed by.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
 from offrl.agent import Agent
-from offrl.chunks import same_noise
+from offrl.backbones import MLPDenoiser
+from offrl.checks import check_choice, check_intervals
+from offrl.chunks import TIMES, chunk_policy, same_noise
 from offrl.denoising import Network, matching_error
 from offrl.execution import Execution
+from offrl.generation import Generation
+from offrl.networks import learner_view
+from offrl.policy import PlanPolicy
+from offrl.processes import DDPM, Flow
 from offrl.types import Batch, Noise
+from offrl.value_planner import ValuePlanner
 
 
 class OneStep:
@@ -25,6 +34,72 @@ class OneStep:
     def execution(self) -> Execution:
         """How plans are carried out."""
         return Execution(horizon=1)
+
+
+@dataclass(frozen=True)
+class ImplicitGeneratorConfig(OneStep):
+    """A generator of actions beside IQL's values; each agent has its own defaults."""
+
+    process: Literal["diffusion", "flow"] = "diffusion"
+    levels: int = 5  # T, of noise, and steps of the sampler; of a flow, Euler's steps alone
+    candidates: int = 64  # N, actions of which one is taken when acting
+    temperature: float = 0.0  # of the choice among them by the least critic; 0 takes the best
+    width: int = 256  # of the generator's residual layers, between which there are four times more
+    depth: int = 3  # residual blocks
+    dropout: float = 0.1  # before each block's norm
+    ema: float = 0.999  # share of the average, which acts, that a step keeps
+    actor_schedule: Literal["cosine", "constant"] = "cosine"  # of the generator's learning rate
+    expectile: float = 0.7  # tau of L_V; 0.9 on AntMaze
+    gamma: float = 0.99
+    lr: float = 3e-4
+    polyak: float = 0.005
+    hidden: tuple[int, ...] = (256, 256)  # of critics and V
+    normalize_obs: bool = False
+    reward_by_return_range: bool = True  # scale by 1000 / (best - worst return)
+    reward_scale: float = 1.0
+    reward_shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        counts = ("levels", "candidates", "width", "depth")
+        check_intervals(self, **dict.fromkeys(counts, "[1, inf)"))
+        check_intervals(self, temperature="[0, inf)", dropout="[0, 1)", ema="[0, 1]")
+        check_intervals(self, expectile="(0, 1)", gamma="[0, 1)", lr="(0, inf)", polyak="(0, 1]")
+        check_choice(self, "process", ("diffusion", "flow"))
+        check_choice(self, "actor_schedule", ("cosine", "constant"))
+
+
+def generation_of(config: ImplicitGeneratorConfig) -> Generation:
+    """T levels of the vp schedule walked by DDPM, or a flow walked by Euler, as settings say."""
+    if config.process == "flow":
+        return Generation(Flow(), "euler", config.levels, clip=None)
+    return Generation(DDPM(config.levels, "vp"), "ddpm", config.levels)
+
+
+def residual_net(agent: Any) -> MLPDenoiser:
+    """IDQL's network, whose level is a step by learned frequencies; of a flow, a time by fixed."""
+    cfg, flows = agent.config, agent.config.process == "flow"
+    return MLPDenoiser(
+        *(1, agent.act_dim, agent.obs_dim, agent.learners),
+        blocks="residual",
+        hidden=cfg.width,
+        depth=cfg.depth,
+        level="sinusoidal" if flows else "fourier",
+        features=64,
+        embed_hidden=128,
+        embedding=128,
+        dropout=cfg.dropout,
+        level_scale=TIMES if flows else 1.0,
+    )
+
+
+def best_action_policy(
+    agent: Any, net: Any, learner: int, provenance: Mapping[str, Any] | None
+) -> PlanPolicy:
+    """Of the learner's generator and target critics: the `ValuePlanner` that settings ask for."""
+    parts = learner_view(net, learner), learner_view(agent.critic_target, learner)
+    cfg, given = agent.config, (agent.generation, agent.obs_dim, agent.act_dim)
+    planner = ValuePlanner(*parts, *given, cfg.candidates, cfg.temperature)
+    return chunk_policy(agent, planner, provenance)
 
 
 def matching_noise(agent: Any, batch_size: int) -> dict[str, tuple[int, ...]]:
