@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from offrl.datasets.offline import OfflineDataset, Spec
-from offrl.datasets.windows import Goals, GoalWindows, Windows, windows
+from offrl.datasets.windows import FutureWindows, Goals, GoalWindows, Windows, windows
 from offrl.errors import ConfigError, DataError
 from offrl.feed import Feed
 from offrl.streams import BLOCK
@@ -213,6 +213,32 @@ def test_a_small_deviation_counts_as_the_least() -> None:
     assert isinstance(goal, GoalBatch)
     expected_goal = (99.0 - view.obs_mean) / view.obs_std
     torch.testing.assert_close(goal.goal[:, 0], expected_goal.expand(3, 3))
+
+
+def test_later_observations_by_hand() -> None:
+    # The last observation of episodes 1 and 2 is known, that of the third is not.
+    view = windows(three(), ahead=2)
+    assert isinstance(view, FutureWindows)
+    batch = view.sample(view.index)
+    assert shown(batch.later_obs) == [
+        *([11, 12], [12, 13], [13, 14], [14, 14]),
+        *([21, 21],),
+        *([31, 32], [32, 33], [33, 34], [34, 35], [35, 35], [35, 35]),
+    ]
+    assert batch.later_real.int().tolist() == [
+        *([1, 1], [1, 1], [1, 1], [1, 0]),
+        *([1, 0],),
+        *([1, 1], [1, 1], [1, 1], [1, 1], [1, 0], [0, 0]),
+    ]
+    plain = windows(three()).sample(view.index)
+    assert torch.equal(batch.obs, plain.obs) and torch.equal(batch.action, plain.action)
+
+
+def test_a_view_has_goals_or_later_observations() -> None:
+    with pytest.raises(ConfigError, match="ahead is 2 beside goals"):
+        windows(three(), ahead=2, goals=Goals())
+    with pytest.raises(ConfigError, match="ahead is -1"):
+        windows(three(), ahead=-1)
 
 
 # -- goals ----------------------------------------------------------------------------------------
