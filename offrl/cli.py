@@ -14,6 +14,7 @@ COMMANDS = {
     "plot": ("offrl.plotting_cli", "draw learning curves of runs"),
     "agents": ("offrl.agents_cli", "list the agents, or print one's equations and settings"),
     "data": ("offrl.datasets.commands", "list, describe, import, collect or corrupt datasets"),
+    "lm": ("offrl.lm_cli", "data and methods of language-model preference learning"),
     "demo": ("offrl.demo_cli", "train, evaluate and plot two agents on a shipped dataset"),
 }
 

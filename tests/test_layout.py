@@ -171,7 +171,7 @@ def test_every_lazy_name_exists() -> None:
 
 def test_every_module_imports_without_any_extra() -> None:
     brought = {
-        "lm": ["transformers", "datasets"],
+        "lm": ["transformers", "datasets", "pyarrow"],
         "robot": ["gymnasium_robotics"],
         "sweep": ["optuna"],
         "video": ["imageio_ffmpeg"],
