@@ -1,13 +1,14 @@
 """A robot's policy learns from preferences between trajectories by language-model losses."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from offrl.actors import GaussianActor
-from offrl.lm.losses.contrast import chi_po, dpo
+from offrl.lm.losses.contrast import chi_po, dpo, rdpo
 from offrl.lm.losses.lists import adpo, boltzmann, copg_square
 from offrl.lm.losses.scores import Scores
 from offrl.lm.losses.unary import kto, kto_baseline
@@ -116,3 +117,24 @@ def test_learners_in_a_stack_learn_as_each_would_alone(name: str) -> None:
     stacked = train(SEEDS, name, updates=5)[1]
     alone = torch.stack([train((seed,), name, updates=5)[1] for seed in SEEDS])
     torch.testing.assert_close(stacked, alone, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.compiled
+def test_losses_can_be_lifted_into_one_graph() -> None:
+    """No branch on a tensor's value, no transfer: value and gradient as when run line by line."""
+    pair, ref = [draw(0, (4, 5)), draw(1, (4, 5))], draw(2, (4, 2, 5))
+    mask, rewards = torch.ones(4, 2, 5), draw(3, (4, 2))
+
+    def loss(both: Scores, one: Scores, two: Scores) -> Tensor:
+        listed = copg_square(both, rewards, beta=0.2)
+        return (listed + rdpo(one, two) + chi_po(one, two)).mean()
+
+    def value_and_gradients(f: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        leaves = [x.clone().requires_grad_() for x in (torch.stack(pair, 1), *pair)]
+        singles = [Scores(leaves[i + 1], ref[:, i], mask[:, i]) for i in range(2)]
+        value = f(Scores(leaves[0], ref, mask), *singles)
+        return value.detach(), *torch.autograd.grad(value, leaves)
+
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    found, expected = value_and_gradients(compiled), value_and_gradients(loss)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from lm_cases import altered, draw, faulty, gradients, padded, ragged, single, slope, tracked
 from torch import Tensor
 
-from offrl.divergences import f_prime, kl_full
+from offrl.divergences import at_least_float32, f_prime, kl_full
 from offrl.errors import ConfigError
 from offrl.lm.losses import contrast, margins
 from offrl.lm.losses.scores import Scores
@@ -168,7 +168,7 @@ PAIRS: dict[str, tuple[Loss, Flat]] = {
             r,
             chosen_span=span(c),
             rejected_span=span(r),
-            chosen_kl=c.ref_logp.square(),
+            chosen_kl=at_least_float32(c.ref_logp).square(),
             beta=0.3,
             alpha=0.2,
         ),
@@ -189,7 +189,9 @@ MARGINS: dict[str, tuple[Loss, Flat]] = {
         lambda c, r: (u(c) / size(c) - u(r) / size(r) - 1 / (2 * 0.2)).square(),
     ),
     "online_ipo": (
-        lambda m, c, r: m.online_ipo(c, r, preference=torch.full_like(u(c), 0.8), tau=0.2),
+        lambda m, c, r: m.online_ipo(
+            c, r, preference=torch.full_like(at_least_float32(u(c)), 0.8), tau=0.2
+        ),
         lambda c, r: 0.8 * (u(c) - u(r) - 2.5).square() + 0.2 * (u(c) - u(r) + 2.5).square(),
     ),
     "inpo": (
@@ -234,9 +236,9 @@ FAULTS = [
     ("dpo", "logistic", "(1.0 - smoothing) *", "1.0 *"),
     ("dpo", "logistic", "F.logsigmoid(-z)", "F.logsigmoid(z)"),
     ("ln_dpo", "ln_dpo", '"mean"', '"sum"'),
-    ("ld_dpo", "ld_dpo", "place > shorter", "place >= shorter"),
+    ("ld_dpo", "_cut", "cumsum(-1) >", "cumsum(-1) >="),
     ("ld_dpo", "ld_dpo", "torch.minimum", "torch.maximum"),
-    ("ld_dpo", "ld_dpo", "(1.0 - alpha)", "alpha"),
+    ("ld_dpo", "_cut", "(1.0 - alpha)", "alpha"),
     ("simpo", "simpo", '"none"', '"ref"'),
     ("simpo", "simpo", '"mean"', '"sum"'),
     ("rdpo", "rdpo", "- flip * logistic", "+ flip * logistic"),
@@ -244,10 +246,10 @@ FAULTS = [
     ("cream", "cream", "1.0 - consistency", "consistency"),
     ("exo", "exo", "math.log1p(-smoothing)", "math.log(smoothing)"),
     ("exo", "exo", "kept + turned", "kept - turned"),
-    ("f_dpo", "f_dpo", "alpha=alpha", "alpha=0.5"),
+    ("f_dpo", "f_dpo", "alpha=alpha)", "alpha=0.5)"),
     ("chi_po", "chi_po", "gamma=gamma, ", ""),
     ("chi_po", "chi_po", "z.clamp(-2.0 * max_reward", "z.clamp(-1.0 * max_reward"),
-    ("chi_po", "chi_po", '"chi2_mix"', '"chi2"'),
+    ("chi_po", "chi_po", 'kind="chi2_mix"', 'kind="chi2"'),
     ("rpo", "rpo", "+ eta", "- eta"),
     ("rpo", "rpo", "bc_term(chosen", "bc_term(rejected"),
     ("iterative_rpo", "iterative_rpo", '"mean"', '"sum"'),
@@ -356,6 +358,21 @@ def test_where_the_policy_is_the_reference_the_loss_is_known(name: str) -> None:
         for s in (ragged(10, B), ragged(30, B))
     ]
     torch.testing.assert_close(named(name)(*still), torch.full((B,), AT_REFERENCE[name]).double())
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_half_precision_is_summed_in_single(name: str) -> None:
+    coarse = [altered(s, lambda x: x.bfloat16()) for s in (ragged(10, B), ragged(30, B))]
+    exact = [altered(s, lambda x: x.double()) for s in coarse]
+    loss = named(name)(*coarse)
+    torch.testing.assert_close(loss.double(), named(name)(*exact), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
+def test_a_mask_may_have_any_type(dtype: torch.dtype) -> None:
+    pair = [dataclasses.replace(s, mask=s.mask.to(dtype)) for s in (ragged(10, B), ragged(30, B))]
+    expected = contrast.ld_dpo(ragged(10, B), ragged(30, B), alpha=0.2)
+    torch.testing.assert_close(contrast.ld_dpo(*pair, alpha=0.2), expected)
 
 
 def test_long_answers_stay_finite_in_single_precision() -> None:

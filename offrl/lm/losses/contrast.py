@@ -7,13 +7,14 @@ Losses that aim at a gap instead, IPO and its kin, are in `offrl.lm.losses.margi
 """
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from offrl.divergences import FKind, f_prime
+from offrl.divergences import FKind, at_least_float32, f_prime
 from offrl.errors import ConfigError
 from offrl.lm.losses.scores import (
     Anchor,
@@ -80,22 +81,22 @@ def ln_dpo(chosen: Scores, rejected: Scores, *, beta: float = 5.0) -> Float[Tens
 
 
 def ld_dpo(
-    chosen: Scores, rejected: Scores, *, beta: float = 0.1, alpha: float = 0.5
+    chosen: Scores, rejected: Scores, *, alpha: float, beta: float = 0.1
 ) -> Float[Tensor, "*batch"]:
     """Length-desensitised DPO: tokens beyond the shorter completion's length count alpha.
 
     alpha = 1 is DPO; alpha = 0 compares equally many tokens of both.
     Data: pairs, reference. Twin: returns over a common horizon.
-    Source: arXiv:2409.06411; read in TRL 1.10's code, which has no default for alpha.
+    Source: arXiv:2409.06411; read in TRL 1.10's code, where alpha has no default either.
     """
-    shorter = torch.minimum(chosen.length, rejected.length)[..., None]
+    shorter = torch.minimum(chosen.length, rejected.length)
+    return logistic(beta * (_cut(chosen, shorter, alpha) - _cut(rejected, shorter, alpha)))
 
-    def score(scores: Scores) -> Tensor:
-        place = (scores.mask != 0).cumsum(-1)
-        tail = (1.0 - alpha) * masked(log_ratio(scores), place > shorter)
-        return seq_score(scores) - tail.sum(-1)
 
-    return logistic(beta * (score(chosen) - score(rejected)))
+def _cut(scores: Scores, length: Tensor, alpha: float) -> Tensor:
+    """u, with the tokens after the first `length` counted alpha times."""
+    tail = (scores.mask != 0).cumsum(-1) > length[..., None]
+    return seq_score(scores) - (1.0 - alpha) * masked(log_ratio(scores), tail).sum(-1)
 
 
 def simpo(
@@ -189,10 +190,7 @@ def f_dpo(
         raise ConfigError(
             "f_dpo cannot use chi2, whose f' is bounded below: use chi_po, its mix with KL"
         )
-
-    def link(u: Tensor) -> Tensor:
-        return f_prime(u, divergence, alpha=alpha)
-
+    link = partial(f_prime, kind=divergence, alpha=alpha)
     return dpo(chosen, rejected, beta=beta, link=link)
 
 
@@ -213,10 +211,7 @@ def chi_po(
     Data: pairs, reference. Twin: chi-square DICE, single-policy concentrability.
     Source: arXiv:2407.13399; the link read in a reimplementation's tests, stationarity derived.
     """
-
-    def link(u: Tensor) -> Tensor:
-        return f_prime(u, "chi2_mix", gamma=gamma, cap=cap)
-
+    link = partial(f_prime, kind="chi2_mix", gamma=gamma, cap=cap)
     z = beta * gap(chosen, rejected, link=link)
     return logistic(z.clamp(-2.0 * max_reward, 2.0 * max_reward))
 
@@ -329,7 +324,7 @@ def rrpo(
     Data: pairs with spans, reference, logits of both. Twin: DPO with BRAC's forward KL.
     Source: arXiv:2504.12083; read in its authors' code (the KL's direction too).
     """
-    kl = masked(chosen_kl, chosen.mask).sum(-1)
+    kl = masked(at_least_float32(chosen_kl), chosen.mask).sum(-1)
     return dpo(chosen.within(chosen_span), rejected.within(rejected_span), beta=beta) + alpha * kl
 
 
