@@ -30,7 +30,7 @@ from torch import Tensor
 
 from offrl.agent import Agent
 from offrl.checks import check_intervals
-from offrl.chunks import PlanConfig, chunk_policy, chunk_view, held_out_noise
+from offrl.chunks import PlanConfig, chunk_policy, chunk_view, same_noise
 from offrl.datasets.offline import OfflineDataset, Spec
 from offrl.datasets.windows import Normalize, Windows
 from offrl.energy import Energy, info_nce, slope, steepness
@@ -146,8 +146,8 @@ class IBC(Agent):
         """The loss with 64 uniform others, the same each time, and how far off their best is."""
         count, logged, energy = 64, batch.future_action, self.net.under(batch.obs)
         rows = (*logged.shape[:-3], count * logged.shape[-3])
-        normal = held_out_noise(self, rows)["noise"][..., : self.ahead, :]
-        others = self.searching.begin(normal)
+        wanted = {"others": (rows[-1], *logged.shape[-2:])}
+        others = self.searching.begin(same_noise(self, wanted, rows[:-1])["others"])
         value, values = energy(logged), energy(others)
         best = taken(others, choose(-values, count), count)
         return {
