@@ -71,16 +71,22 @@ ACTIONS: dict[str, Any] = {  # of agents that generate one action: few candidate
 }
 
 
+def narrow(name: str) -> dict[str, Any]:
+    """Settings under which every network of the agent is narrow."""
+    fields = AGENTS[name][1].__dataclass_fields__
+    settings: dict[str, Any] = {f: HIDDEN for f in fields if f.endswith("hidden")}
+    settings |= {f: v for f, v in CHUNKS.items() if "history" in fields and f in fields}
+    settings |= {f: v for f, v in SEQUENCES.items() if "context" in fields}
+    if "candidates" in fields or "flow_steps" in fields:
+        settings = {f: v for f, v in ACTIONS.items() if f in fields} | settings
+    return settings
+
+
 def small_config(name: str, **changes: Any) -> Any:
     """The agent's settings with every network narrow."""
     _, default = AGENTS[name]
     values = {f: getattr(default, f) for f in default.__dataclass_fields__}
-    narrow = {f: HIDDEN for f in values if f.endswith("hidden")}
-    narrow |= {f: v for f, v in CHUNKS.items() if "history" in values and f in values}
-    narrow |= {f: v for f, v in SEQUENCES.items() if "context" in values}
-    if "candidates" in values or "flow_steps" in values:
-        narrow = {f: v for f, v in ACTIONS.items() if f in values} | narrow
-    return type(default)(**{**values, **narrow, **changes})
+    return type(default)(**{**values, **narrow(name), **changes})
 
 
 def stackable(name: str) -> bool:

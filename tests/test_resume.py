@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from problems import Drift, walk
+from problems import Drift, narrow, walk
 
 from offrl import checkpoints
 from offrl.agents import AGENTS
@@ -22,13 +22,13 @@ from offrl.training import Interrupted
 NAMES = sorted(AGENTS)
 STEPS = 150
 SETTINGS = {
-    **{"steps": STEPS, "batch_size": 8, "hidden": (8, 8), "log_every": 15, "eval_every": 30},
+    **{"steps": STEPS, "batch_size": 8, "log_every": 15, "eval_every": 30},
     **{"eval_episodes": 2, "checkpoint_every": 10, "validation": 0.25, "device": "cpu"},
 }
 
 
 def begin(name: str, out: Path, seeds: int) -> None:
-    train(name, walk(), env=Drift, out=out, seeds=seeds, **SETTINGS)
+    train(name, walk(), env=Drift, out=out, seeds=seeds, **SETTINGS, **narrow(name))
 
 
 def resume(name: str, out: Path, seeds: int) -> None:
@@ -143,7 +143,7 @@ def test_a_polite_signal_saves_first(which: signal.Signals, tmp_path: Path) -> N
         return stopped_midway() if calls == 2 else Drift()
 
     with pytest.raises(Interrupted, match=r"--resume") as stopped:
-        train("iql", walk(), env=make, out=out, **SETTINGS)
+        train("iql", walk(), env=make, out=out, **SETTINGS, **narrow("iql"))
     assert stopped.value.exit_code == 130
     assert checkpoints.steps_in(out / "checkpoints")[-1] == SETTINGS["eval_every"]
     resume("iql", out, 1)
