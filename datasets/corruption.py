@@ -46,7 +46,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offrl.datasets.offline import F32, F64, I64, OfflineDataset
+from offrl.datasets.offline import OfflineDataset
+from offrl.datasets.rows import F32, F64, I64
 from offrl.datasets.screening import outside
 from offrl.envs.references import families_of
 from offrl.errors import ConfigError, DataError, near

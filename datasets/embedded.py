@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from offrl.datasets.offline import CHUNK
+from offrl.datasets.rows import CHUNK
 from offrl.datasets.windows import Windows
 
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from offrl.datasets.offline import F32, I64, allocate
+from offrl.datasets.rows import F32, I64, allocate
 from offrl.errors import DataError
 
 BLOCK_BYTES, BLOCK_ROWS = 1 << 20, 1 << 13

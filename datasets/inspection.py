@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from offrl.datasets.offline import CHUNK, OfflineDataset
+from offrl.datasets.offline import OfflineDataset
+from offrl.datasets.rows import CHUNK
 from offrl.datasets.screening import at_limit
 from offrl.envs.references import returns_note
 from offrl.errors import DataError

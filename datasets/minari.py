@@ -24,7 +24,8 @@ from gymnasium.spaces import Box
 from minari.serialization import serialize_space
 from numpy.typing import NDArray
 
-from offrl.datasets.offline import OfflineDataset, Reference, Spec, allocate
+from offrl.datasets.offline import OfflineDataset, Reference, Spec
+from offrl.datasets.rows import allocate
 from offrl.envs.references import reference_for
 from offrl.errors import DataError, MissingDependencyError
 

@@ -1,11 +1,8 @@
-"""Logged episodes in memory: one row-major matrix, from which every view of the data is gathered.
+"""Logged episodes in memory, from whose rows (offrl.datasets.rows) every view is gathered.
 
-    rows = [ obs | action | reward | terminated | truncated ]    float32, (steps + episodes, width)
-
-An episode of T steps takes T + 1 rows. The last holds the observation after the last action, so a
-transition is the rows i and i + 1 and a window is the rows i .. i + h, with nothing stored twice.
-Only where data contradicts itself, as corrupted data does, is the observation that followed a
-step a column of its own.
+A transition is the rows i and i + 1 and a window is the rows i .. i + h, with nothing stored
+twice. Only where data contradicts itself, as corrupted data does, is the observation that
+followed a step a column of its own.
 """
 
 import hashlib
@@ -17,14 +14,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from offrl.datasets.rows import CHUNK, F32, F64, I64, rows_of_columns, rows_of_episodes
 from offrl.errors import DataError
 from offrl.streams import Stream
-
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
-
-CHUNK = 65_536  # rows read at once by reductions, so that they need no second copy of the data
 
 
 @dataclass(frozen=True)
@@ -59,17 +51,6 @@ class Spec:
         """Any observation; actions in [-1, 1], the convention of robot learning data."""
         inf = float("inf")
         return cls((-inf,) * obs_dim, (inf,) * obs_dim, (-1.0,) * act_dim, (1.0,) * act_dim)
-
-
-def allocate(lengths: Sequence[int] | I64, obs_dim: int, act_dim: int) -> tuple[F32, I64]:
-    """Zeroed rows for episodes of these lengths, and the first row of each.
-
-    Readers fill slices of the result straight from a file, so that no column is held twice.
-    """
-    lengths = np.asarray(lengths, np.int64)
-    ends = np.cumsum(lengths + 1)
-    total = int(ends[-1]) if len(ends) else 0
-    return np.zeros((total, obs_dim + act_dim + 3), np.float32), ends - lengths - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -376,27 +357,9 @@ class OfflineDataset:
         fields of the dataset. Raises DataError where lengths disagree.
         """
         name = fields.get("name", "episodes")
-        columns = [_episode_columns(name, e, raw) for e, raw in enumerate(episodes)]
-        if not columns:
-            raise DataError(f"{name}: the list of episodes is empty")
-        obs_dim, act_dim = columns[0]["obs"].shape[1], columns[0]["action"].shape[1]
-        rows, starts = allocate([len(c["action"]) for c in columns], obs_dim, act_dim)
-        known = np.zeros(len(columns), np.bool_)
-        for e, (c, begin) in enumerate(zip(columns, starts, strict=True)):
-            if (c["obs"].shape[1], c["action"].shape[1]) != (obs_dim, act_dim):
-                raise DataError(
-                    f"{name}: episode {e} has observations of {c['obs'].shape[1]} and actions of "
-                    f"{c['action'].shape[1]} components; episode 0 has {obs_dim} and {act_dim}"
-                )
-            end = begin + len(c["action"])
-            rows[begin : begin + len(c["obs"]), :obs_dim] = c["obs"]
-            rows[begin:end, obs_dim : obs_dim + act_dim] = c["action"]
-            rows[begin:end, -3] = c["reward"]
-            rows[end - 1, -2:] = c["terminated"], c["truncated"]
-            known[e] = len(c["obs"]) == len(c["action"]) + 1
-        lengths = np.array([len(c["action"]) for c in columns], np.int64)
-        spec = spec or Spec.unbounded(obs_dim, act_dim)
-        return cls(rows, starts, lengths, known, spec, **fields)
+        made, sizes = rows_of_episodes(name, episodes)
+        spec = spec or Spec.unbounded(*sizes)
+        return cls(*made, spec, **fields)
 
     @classmethod
     def from_arrays(
@@ -418,81 +381,8 @@ class OfflineDataset:
         disagree.
         """
         name = fields.get("name", "arrays")
-        obs, action = np.asarray(observations), np.asarray(actions)
-        reward, terminal = np.asarray(rewards).squeeze(), np.asarray(terminals).squeeze() > 0
-        timeout = (
-            np.zeros_like(terminal) if timeouts is None else np.asarray(timeouts).squeeze() > 0
-        )
-        sizes = {"observations": len(obs), "actions": len(action), "rewards": reward.size}
-        sizes |= {"terminals": terminal.size, "timeouts": timeout.size}
-        following = None if next_observations is None else np.asarray(next_observations)
-        if following is not None:
-            sizes["next_observations"] = len(following)
-        if len(set(sizes.values())) != 1:
-            raise DataError(f"{name}: columns of unequal length: {sizes}")
-        if obs.ndim != 2 or action.ndim != 2:
-            raise DataError(
-                f"{name}: observations {obs.shape} and actions {action.shape} must be "
-                "(steps, components)"
-            )
-        lengths = episode_lengths(obs, terminal | timeout, following)
-        rows, starts = allocate(lengths, obs.shape[1], action.shape[1])
-        known = np.full(len(lengths), following is not None)
-        dataset_rows = np.arange(len(obs)) + np.repeat(np.arange(len(lengths)), lengths)
-        o, a = obs.shape[1], action.shape[1]
-        rows[dataset_rows, :o] = obs
-        rows[dataset_rows, o : o + a] = action
-        rows[dataset_rows, -3], rows[dataset_rows, -2] = reward, terminal
-        rows[dataset_rows, -1] = timeout
-        if following is not None:
-            rows[starts + lengths, :o] = following[np.cumsum(lengths) - 1]
-        spec = spec or Spec.unbounded(o, a)
+        columns = (observations, actions, rewards, terminals, timeouts, next_observations)
+        made, sizes = rows_of_columns(name, *columns)
+        spec = spec or Spec.unbounded(*sizes)
         provenance = {"timeouts_in_file": timeouts is not None, **fields.pop("provenance", {})}
-        return cls(rows, starts, lengths, known, spec, provenance=provenance, **fields)
-
-
-def episode_lengths(
-    obs: NDArray[Any],
-    ends: NDArray[np.bool_],
-    next_obs: NDArray[Any] | None,
-    tolerance: float = 1e-6,
-) -> I64:
-    """Lengths of the episodes of flat columns.
-
-    `ends` marks recorded ends. Where stored next observations are given, an episode also ends
-    wherever one differs from the following observation by more than `tolerance` in Euclidean
-    distance: an end that the file forgot to mark.
-    """
-    ends = ends.copy()
-    ends[-1] = True
-    if next_obs is not None:
-        for begin in range(0, len(obs) - 1, CHUNK):
-            stop = min(begin + CHUNK, len(obs) - 1)
-            gap = np.asarray(next_obs[begin:stop], np.float64) - obs[begin + 1 : stop + 1]
-            ends[begin:stop] |= np.linalg.norm(gap, axis=1) > tolerance
-    return np.diff(np.flatnonzero(ends), prepend=-1).astype(np.int64)
-
-
-def _episode_columns(name: str, e: int, raw: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
-    missing = {"obs", "action", "reward"} - set(raw)
-    if missing:
-        raise DataError(f"{name}: episode {e} has no {sorted(missing)}; it has {sorted(raw)}")
-    obs, action = np.asarray(raw["obs"]), np.asarray(raw["action"])
-    reward = np.asarray(raw["reward"]).reshape(-1)
-    steps = len(action)
-    if obs.ndim != 2 or action.ndim != 2 or len(reward) != steps or len(obs) - steps not in (0, 1):
-        raise DataError(
-            f"{name}: episode {e} has obs {obs.shape}, action {action.shape} and reward "
-            f"{reward.shape}; expected (T + 1, obs) or (T, obs), (T, act) and (T,)"
-        )
-    if steps == 0:
-        raise DataError(f"{name}: episode {e} has no step")
-    terminated = bool(np.asarray(raw.get("terminated", False)).reshape(-1)[-1])
-    truncated = bool(np.asarray(raw.get("truncated", not terminated)).reshape(-1)[-1])
-    return {
-        "obs": obs,
-        "action": action,
-        "reward": reward,
-        "terminated": np.asarray(terminated),
-        "truncated": np.asarray(truncated),
-    }
+        return cls(*made, spec, provenance=provenance, **fields)

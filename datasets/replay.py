@@ -18,7 +18,8 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offrl.datasets.offline import F64, OfflineDataset
+from offrl.datasets.offline import OfflineDataset
+from offrl.datasets.rows import F64
 from offrl.errors import DataError
 from offrl.streams import BLOCK, Stream
 from offrl.types import Batch, Sample

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from offrl.datasets.offline import CHUNK, OfflineDataset
+from offrl.datasets.offline import OfflineDataset
+from offrl.datasets.rows import CHUNK
 from offrl.errors import ConfigError, DataError
 
 OutOfBounds = Literal["refuse", "clip", "keep"]

@@ -18,8 +18,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from offrl.checks import check_intervals
-from offrl.datasets.offline import F64, OfflineDataset
+from offrl.datasets.offline import OfflineDataset
 from offrl.datasets.replay import Replay, action_maps
+from offrl.datasets.rows import F64
 from offrl.types import SequenceBatch
 
 STD_EPS = 1e-6  # added to the deviation of each component (Decision Transformer's code)

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offrl.checks import check_choice, check_intervals
-from offrl.datasets.offline import CHUNK, F64, OfflineDataset, Spec
+from offrl.datasets.offline import OfflineDataset, Spec
 from offrl.datasets.replay import Replay, action_maps
+from offrl.datasets.rows import CHUNK, F64
 from offrl.errors import ConfigError, DataError
 from offrl.types import FutureBatch, GoalBatch, WindowBatch
 

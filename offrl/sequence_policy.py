@@ -26,7 +26,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from offrl.checks import as_declared, check_intervals
-from offrl.datasets.offline import F64, Spec
+from offrl.datasets.offline import Spec
+from offrl.datasets.rows import F64
 from offrl.envs.layout import numbers
 from offrl.errors import ConfigError, DataError, RunError
 from offrl.policy import Policy

@@ -35,7 +35,8 @@ import offrl
 from offrl.agents import AGENTS
 from offrl.datasets.collection import Request, collect
 from offrl.datasets.loading import load_dataset
-from offrl.datasets.offline import I64, OfflineDataset
+from offrl.datasets.offline import OfflineDataset
+from offrl.datasets.rows import I64
 from offrl.errors import ConfigError, DataError
 from offrl.experiment import plan
 from offrl.files import read_json, write_json

@@ -1,0 +1,152 @@
+"""The matrix that holds logged episodes, and how it is filled.
+
+    rows = [ obs | action | reward | terminated | truncated ]    float32, (steps + episodes, width)
+
+An episode of T steps takes T + 1 rows, of which the last holds the observation after the last
+action, if that is known.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from offrl.errors import DataError
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+CHUNK = 65_536  # rows read at once by reductions, so that they need no second copy of the data
+
+Filled = tuple[F32, I64, I64, NDArray[np.bool_]]  # rows, starts, lengths, final_known
+
+
+def allocate(lengths: Sequence[int] | I64, obs_dim: int, act_dim: int) -> tuple[F32, I64]:
+    """Zeroed rows for episodes of these lengths, and the first row of each.
+
+    Readers fill slices of the result straight from a file, so that no column is held twice.
+    """
+    lengths = np.asarray(lengths, np.int64)
+    ends = np.cumsum(lengths + 1)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.zeros((total, obs_dim + act_dim + 3), np.float32), ends - lengths - 1
+
+
+def rows_of_episodes(
+    name: str, episodes: Sequence[Mapping[str, ArrayLike]]
+) -> tuple[Filled, tuple[int, int]]:
+    """Of episodes as `OfflineDataset.from_episodes` takes them; and sizes of obs and action.
+
+    `name` is for messages. Raises DataError where lengths disagree or there is no episode.
+    """
+    columns = [_episode_columns(name, e, raw) for e, raw in enumerate(episodes)]
+    if not columns:
+        raise DataError(f"{name}: the list of episodes is empty")
+    obs_dim, act_dim = columns[0]["obs"].shape[1], columns[0]["action"].shape[1]
+    lengths = np.array([len(c["action"]) for c in columns], np.int64)
+    rows, starts = allocate(lengths, obs_dim, act_dim)
+    known = np.zeros(len(columns), np.bool_)
+    for e, (c, begin) in enumerate(zip(columns, starts, strict=True)):
+        if (c["obs"].shape[1], c["action"].shape[1]) != (obs_dim, act_dim):
+            raise DataError(
+                f"{name}: episode {e} has observations of {c['obs'].shape[1]} and actions of "
+                f"{c['action'].shape[1]} components; episode 0 has {obs_dim} and {act_dim}"
+            )
+        end = begin + len(c["action"])
+        rows[begin : begin + len(c["obs"]), :obs_dim] = c["obs"]
+        rows[begin:end, obs_dim : obs_dim + act_dim] = c["action"]
+        rows[begin:end, -3] = c["reward"]
+        rows[end - 1, -2:] = c["terminated"], c["truncated"]
+        known[e] = len(c["obs"]) == len(c["action"]) + 1
+    return (rows, starts, lengths, known), (obs_dim, act_dim)
+
+
+def rows_of_columns(
+    name: str,
+    observations: ArrayLike,
+    actions: ArrayLike,
+    rewards: ArrayLike,
+    terminals: ArrayLike,
+    timeouts: ArrayLike | None,
+    next_observations: ArrayLike | None,
+) -> tuple[Filled, tuple[int, int]]:
+    """Of flat columns as `OfflineDataset.from_arrays` takes them; and sizes of obs and action.
+
+    `name` is for messages. Raises DataError where lengths disagree.
+    """
+    obs, action = np.asarray(observations), np.asarray(actions)
+    reward, terminal = np.asarray(rewards).squeeze(), np.asarray(terminals).squeeze() > 0
+    timeout = np.zeros_like(terminal) if timeouts is None else np.asarray(timeouts).squeeze() > 0
+    sizes = {"observations": len(obs), "actions": len(action), "rewards": reward.size}
+    sizes |= {"terminals": terminal.size, "timeouts": timeout.size}
+    following = None if next_observations is None else np.asarray(next_observations)
+    if following is not None:
+        sizes["next_observations"] = len(following)
+    if len(set(sizes.values())) != 1:
+        raise DataError(f"{name}: columns of unequal length: {sizes}")
+    if obs.ndim != 2 or action.ndim != 2:
+        raise DataError(
+            f"{name}: observations {obs.shape} and actions {action.shape} must be "
+            "(steps, components)"
+        )
+    lengths = episode_lengths(obs, terminal | timeout, following)
+    rows, starts = allocate(lengths, obs.shape[1], action.shape[1])
+    known = np.full(len(lengths), following is not None)
+    dataset_rows = np.arange(len(obs)) + np.repeat(np.arange(len(lengths)), lengths)
+    o, a = obs.shape[1], action.shape[1]
+    rows[dataset_rows, :o] = obs
+    rows[dataset_rows, o : o + a] = action
+    rows[dataset_rows, -3], rows[dataset_rows, -2] = reward, terminal
+    rows[dataset_rows, -1] = timeout
+    if following is not None:
+        rows[starts + lengths, :o] = following[np.cumsum(lengths) - 1]
+    return (rows, starts, lengths, known), (o, a)
+
+
+def episode_lengths(
+    obs: NDArray[Any],
+    ends: NDArray[np.bool_],
+    next_obs: NDArray[Any] | None,
+    tolerance: float = 1e-6,
+) -> I64:
+    """Lengths of the episodes of flat columns.
+
+    `ends` marks recorded ends. Where stored next observations are given, an episode also ends
+    wherever one differs from the following observation by more than `tolerance` in Euclidean
+    distance: an end that the file forgot to mark.
+    """
+    ends = ends.copy()
+    ends[-1] = True
+    if next_obs is not None:
+        for begin in range(0, len(obs) - 1, CHUNK):
+            stop = min(begin + CHUNK, len(obs) - 1)
+            gap = np.asarray(next_obs[begin:stop], np.float64) - obs[begin + 1 : stop + 1]
+            ends[begin:stop] |= np.linalg.norm(gap, axis=1) > tolerance
+    return np.diff(np.flatnonzero(ends), prepend=-1).astype(np.int64)
+
+
+def _episode_columns(name: str, e: int, raw: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
+    missing = {"obs", "action", "reward"} - set(raw)
+    if missing:
+        raise DataError(f"{name}: episode {e} has no {sorted(missing)}; it has {sorted(raw)}")
+    obs, action = np.asarray(raw["obs"]), np.asarray(raw["action"])
+    reward = np.asarray(raw["reward"]).reshape(-1)
+    steps = len(action)
+    if obs.ndim != 2 or action.ndim != 2 or len(reward) != steps or len(obs) - steps not in (0, 1):
+        raise DataError(
+            f"{name}: episode {e} has obs {obs.shape}, action {action.shape} and reward "
+            f"{reward.shape}; expected (T + 1, obs) or (T, obs), (T, act) and (T,)"
+        )
+    if steps == 0:
+        raise DataError(f"{name}: episode {e} has no step")
+    terminated = bool(np.asarray(raw.get("terminated", False)).reshape(-1)[-1])
+    truncated = bool(np.asarray(raw.get("truncated", not terminated)).reshape(-1)[-1])
+    return {
+        "obs": obs,
+        "action": action,
+        "reward": reward,
+        "terminated": np.asarray(terminated),
+        "truncated": np.asarray(truncated),
+    }
