@@ -139,14 +139,13 @@ def random_part(source: OfflineDataset, steps: int, seed: int) -> OfflineDataset
 
 def join(poor: OfflineDataset, good: OfflineDataset) -> OfflineDataset:
     """Both parts' episodes one after the other, with the good part's spaces and reference."""
-    ours, theirs = good.spec, poor.spec
-    if (good.obs_dim, ours.action_low, ours.action_high) != (
-        *(poor.obs_dim, theirs.action_low, theirs.action_high),
-    ):
+    ours, theirs = (
+        (part.obs_dim, part.spec.action_low, part.spec.action_high) for part in (good, poor)
+    )
+    if ours != theirs:
         raise DataError(
-            f"{good.name} has {good.obs_dim} observations and actions in {ours.action_low} to "
-            f"{ours.action_high}; those of {poor.name} are {poor.obs_dim}, {theirs.action_low} "
-            f"and {theirs.action_high}; use --poor lowest"
+            f"{good.name} has {ours[0]} observations and actions from {ours[1]} to {ours[2]}; "
+            f"its environment has {theirs[0]}, from {theirs[1]} to {theirs[2]}; use --poor lowest"
         )
     if poor.next_obs is not None or good.next_obs is not None:
         raise DataError(f"{good.name} has next observations of their own; mix the clean data")
@@ -193,17 +192,17 @@ def draw(page: Path) -> None:
 
 def made_of(facts: Mapping[str, Any]) -> str:
     """A sentence for each part of a set."""
-    poor, best = facts["poor"], facts["best"]
-    return f"Poor: {part(poor)}, {poor['kind']}. Best of {facts['source']['name']}: {part(best)}."
+    poor, source = facts["poor"], facts["source"]["name"]
+    return f"Poor: {counted(poor)}, {poor['kind']}. Best of {source}: {counted(facts['best'])}."
 
 
-def part(facts: Mapping[str, Any]) -> str:
+def counted(facts: Mapping[str, Any]) -> str:
     """Steps, episodes, and scores if they are known."""
-    counted = f"{facts['steps']:,} steps in {facts['episodes']:,} episodes"
+    size = f"{facts['steps']:,} steps in {facts['episodes']:,} episodes"
     if "score" not in facts:
-        return counted
+        return size
     score = facts["score"]
-    return f"{counted}, scores {score['least']} to {score['greatest']}, mean {score['mean']}"
+    return f"{size}, scores {score['least']} to {score['greatest']}, mean {score['mean']}"
 
 
 INTRODUCTION = """\
