@@ -45,7 +45,10 @@ def kl_k1(log_pi: Float[Tensor, "*any"], log_ref: Float[Tensor, "*any"]) -> Floa
 
 
 def kl_k2(log_pi: Float[Tensor, "*any"], log_ref: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """u^2 / 2, biased; as a loss on samples of pi it has the gradient of KL(pi || ref)."""
+    """u^2 / 2, biased; as a loss on samples of pi it has the gradient of KL(pi || ref).
+
+    Source: Schulman's note; the gradient is derived, and tested. Twin: BRAC, SAC with a prior.
+    """
     return 0.5 * (log_pi - log_ref).square()
 
 
@@ -61,7 +64,7 @@ def kl_k3(
     arguments exchanged, on samples of ref, its value estimates KL(ref || pi) and its expected
     gradient is that of supervised learning on them, -E_ref[log pi]. `limit` clamps u to +-limit
     (verl's is 20), beyond which there is no gradient. Source: GRPO (arXiv:2402.03300, eq. 4), read
-    in TRL, which does not clamp.
+    in TRL, which does not clamp. Twin: KL penalties of BRAC and BEAR.
     """
     u = (log_pi - log_ref).clamp(-limit, limit)
     return torch.expm1(-u) + u
@@ -76,6 +79,7 @@ def kl_k3_straight(
     """The value of k3 with the gradient of k2, which is that of KL(pi || ref) on samples of pi.
 
     k2 + stop(k3 - k2): the one function here that stops a gradient. Source: read in verl ("k3+").
+    Twin: BRAC, SAC with a prior.
     """
     k2 = kl_k2(log_pi, log_ref)
     return k2 + (kl_k3(log_pi, log_ref, limit=limit) - k2).detach()

@@ -285,28 +285,35 @@ def _mean(numbers: Sequence[float]) -> float:
 
 def _methods(argv: list[str]) -> int:
     parser = Parser("offrl lm methods", description="Losses: what they need, and their twins.")
-    parser.add_argument("match", nargs="?", default="", help="only names that contain this")
+    parser.add_argument(
+        "match", nargs="?", default="", help="only those whose name or text contains this"
+    )
     options = parser.parse_args(argv)
-    from offrl.lm.losses import LEFT_OUT, METHODS
+    from offrl.lm.losses import LEFT_OUT, METHODS, describe
 
-    lines = [
-        (family, name, _part(method, "Data"), _part(method, "Twin"))
-        for family, methods in METHODS.items()
-        for name, method in methods.items()
-        if options.match in name
-    ]
+    word, lines = options.match.lower(), []
+    for family, methods in METHODS.items():
+        for name, method in methods.items():
+            card = describe(method)
+            if word in f"{name} {inspect.getdoc(method)}".lower():
+                lines.append((family, name, card.data or DATA[family], card.twin))
     if not lines:
-        raise ConfigError(f"no method's name contains {options.match!r}")
+        raise ConfigError(f"neither name nor text of any method contains {options.match!r}")
     widths = [max(len(line[i]) for line in lines) for i in range(3)]
     for family, name, data, twin in lines:
         print(f"{family:{widths[0]}}  {name:{widths[1]}}  {data:{widths[2]}}  {twin}".rstrip())
-    if not options.match:
+    if not word:
         print("\nnot built, and why:")
         print("\n".join(f"  {name}: {reason}" for name, reason in LEFT_OUT.items()))
     return 0
 
 
-def _part(method: Callable[..., Any], name: str) -> str:
-    """What a docstring says after `name:`, up to the full stop."""
-    text = " ".join((inspect.getdoc(method) or "").split())
-    return text.partition(f"{name}: ")[2].partition(". ")[0].rstrip(".")
+# What the families need whose functions are parts of a loss.
+DATA = {
+    "advantage": "groups with rewards",
+    "policy_gradient": "sampler's log-probabilities, advantages",
+    "mask": "log-probabilities or entropies of tokens",
+    "regularizer": "anchor's log-probabilities, or entropies",
+    "transform": "groups with rewards, or pairs",
+    "reward_model": "outcomes, or log-probabilities of two models",
+}

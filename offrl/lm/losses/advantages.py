@@ -58,7 +58,7 @@ def batch_scaled(
 
     The prompt on which answers differ little then counts little, unlike in GRPO. The value depends
     on what else is in the batch: give it the gathered one. Source: read in TRL (scale_rewards
-    "batch", after arXiv:2508.08221).
+    "batch", after arXiv:2508.08221). Twin: normalising advantages in PPO.
     """
     rewards, member = _group(rewards, member)
     flat = rewards.flatten(-2), member.flatten(-2)
@@ -70,7 +70,8 @@ def leave_one_out(
 ) -> Float[Tensor, "*batch group"]:
     """r - mean of the others = (r - p) G / (G - 1): RLOO; a group of one has the advantage 0.
 
-    Source: arXiv:2402.14740; read in TRL. OREAL (arXiv:2502.06781) shapes its rewards so.
+    Source: arXiv:2402.14740, read in TRL; OREAL (arXiv:2502.06781) shapes its rewards so. Twin: a
+    return less that of other trajectories.
     """
     rewards, member = _group(rewards, member)
     count = _count(member).to(rewards)
@@ -86,7 +87,8 @@ def fixed_baseline(
     """r - c, the same c for all prompts: 1/2 makes right and wrong in {0, 1} weigh the same.
 
     Of rewards +-1, a share q of them right, the right ones have q (1 - c) / (1 + (1 - 2 q) c) of
-    the weight. Source: TOPR (arXiv:2503.14286), which moves c to set that share; derived.
+    the weight. Source: TOPR (arXiv:2503.14286), which moves c to set that share; derived. Twin: a
+    fixed baseline.
     """
     rewards, member = _group(rewards, member)
     return masked(rewards - baseline, member)
@@ -135,7 +137,8 @@ def balanced(
 
     Where more answers lie below the mean than at or above it, as many of those below are dropped
     as there are too many: those of the greatest `uniform`. The dropped have the advantage 0, and p
-    is the mean of the kept. Source: RED-Drop (arXiv:2509.24203), read in Trinity.
+    is the mean of the kept. Source: RED-Drop (arXiv:2509.24203), read in Trinity. Twin: balanced
+    replay of successes and failures.
     """
     rewards, member = _group(rewards, member)
     low = member & (rewards < _mean(rewards, member)[..., None])
@@ -190,7 +193,8 @@ def weighted_reinforce(
 ) -> Float[Tensor, "*batch group"]:
     """`positive` where the answer was right, -1 where it was wrong: W-REINFORCE.
 
-    Source: arXiv:2506.01347, read in the authors' code (lambda 0.1).
+    Source: arXiv:2506.01347, read in the authors' code (lambda 0.1). Twin: cloning of successes,
+    failures as negatives.
     """
     return positive * positive_only(rewards, member) + negative_only(rewards, member)
 

@@ -51,7 +51,8 @@ def clip_cov(
 
     Those already clipped by `clipped` with `clip`, known where `old_logp` is given, are no
     candidates. At least one token is dropped if there is a candidate, unless share is 0, which is
-    plain PPO. Source: arXiv:2505.22617, read in verl, which refuses a share of 0.
+    plain PPO. Source: arXiv:2505.22617, read in verl, which refuses a share of 0. Twin: a trust
+    region on outliers.
     """
     cov = covariance(logp, advantage, mask)
     candidate = (mask != 0) & (cov > low) & (cov < high)
@@ -73,7 +74,8 @@ def kl_cov(
     """1 on the `share` of the tokens with the greatest covariance: KL-Cov.
 
     There `absolute_ratio` of `token_regularizers` is added (coefficient 1), and nothing is clipped.
-    Source: arXiv:2505.22617, read in verl, which refuses a share of 0; here it chooses none.
+    Source: arXiv:2505.22617, read in verl, which refuses a share of 0; here it chooses none. Twin:
+    a trust region on outliers.
     """
     cov = covariance(logp, advantage, mask)
     return _least(-cov, mask != 0, _count(mask != 0, share)).to(cov)
@@ -88,7 +90,7 @@ def high_entropy(
     """1 on the `share` of the tokens with the greatest entropy: where the text forks.
 
     The threshold is the interpolated quantile at 1 - share. Source: "Beyond the 80/20 rule"
-    (arXiv:2506.01939), read in TRL (top_entropy_quantile).
+    (arXiv:2506.01939), read in TRL (top_entropy_quantile). Twin: learning at states of decision.
     """
     inside = mask != 0
     values = torch.where(inside, at_least_float32(entropy).detach(), math.nan)
@@ -106,7 +108,7 @@ def lowest_probability(
     """1 on the `share` of the tokens with A < 0 that are least likely: where `lp_reg` acts.
 
     Source: Lp-Reg (arXiv:2510.03222), read in the authors' code (.01 for 14B, .005 for 32B), which
-    leaves a single such token out.
+    leaves a single such token out. Twin: a support mask.
     """
     down = (mask != 0) & (advantage < 0)
     values = at_least_float32(logp).detach()
@@ -182,7 +184,7 @@ def near_policy(
     """The mask less answers with A < 0 whose mean of lo - l is above `threshold`.
 
     What was bad and is no longer done need not be unlearned. Source: DeepSeek-V3.2
-    (arXiv:2512.02556), read in TRL (off_policy_mask_threshold).
+    (arXiv:2512.02556), read in TRL (off_policy_mask_threshold). Twin: a trust region by trajectory.
     """
     gap = masked(at_least_float32(old_logp - logp).detach(), mask).sum(-1, keepdim=True)
     gap = gap / (mask != 0).sum(-1, keepdim=True).clamp(min=1)

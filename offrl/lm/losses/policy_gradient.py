@@ -78,7 +78,7 @@ def dual_clipped(
 ) -> Float[Tensor, "*out"]:
     """`clipped`, but at most -bound A where A < 0: no gradient from w > bound there.
 
-    Source: dual-clip PPO (arXiv:1912.09729), read in verl (clip_ratio_c 3).
+    Source: dual-clip PPO (arXiv:1912.09729), read in verl (clip_ratio_c 3). Twin: PPO.
     """
     loss = clipped(log_ratio, advantage, low=low, high=high)
     ceiling = -bound * advantage.detach()
@@ -108,7 +108,7 @@ def sapo(
     """-(4 / k) sigmoid(k (w - 1)) A, k by the sign of A: SAPO's gate instead of a clip.
 
     c = 4 s (1 - s) w with s the sigmoid: 1 at w = 1, falling on both sides. Source: SAPO
-    (arXiv:2511.20347), read in TRL.
+    (arXiv:2511.20347), read in TRL. Twin: a soft trust region.
     """
     k = _by_sign(log_ratio, advantage > 0, positive, negative)
     gate = torch.sigmoid(k * (log_ratio.exp() - 1.0)) * 4.0 / k
@@ -125,7 +125,8 @@ def vespo(
 ) -> Float[Tensor, "*batch token"]:
     """-stop(e^g W^k e^(-g W)) A d, W the exact ratio of the sequence, (k, g) by the sign of A.
 
-    The weight is 1 at W = 1, 0 at both ends. Source: read in TRL ("vespo").
+    The weight is 1 at W = 1, 0 at both ends. Source: read in TRL ("vespo"). Twin: a soft truncation
+    of importance weights.
     """
     total = sequence_ratio(log_ratio.detach().clamp(-20.0, 20.0), mask, mean=False)
     total = total.clamp(-18.420681, 20.0)  # W >= 1e-8
@@ -167,7 +168,7 @@ def one_side_clipped(
 
     Far enough: w > 1 + high with A > 0, w < 1 - low with A < 0. Weighted it has the gradient of
     `clipped`; its authors find that the clip does the work and the weight may go. Source: REC
-    one-side (arXiv:2509.24203), read in Trinity.
+    one-side (arXiv:2509.24203), read in Trinity. Twin: PPO without its ratio.
     """
     ratio = log_ratio.detach().exp()
     far = ((advantage > 0) & (ratio > 1.0 + high)) | ((advantage < 0) & (ratio < 1.0 - low))
@@ -203,7 +204,7 @@ def ring_clipped(
     """Two-side, and also where w is far out on the wrong side and A leads back: REC ring.
 
     That is w <= 1 - outer_low with A >= 0, or w >= 1 + outer_high with A <= 0. Source: REC
-    (arXiv:2509.24203), read in Trinity.
+    (arXiv:2509.24203), read in Trinity. Twin: a trust region that lets the policy return.
     """
     ratio = log_ratio.detach().exp()
     near = (ratio >= 1.0 - low) & (ratio <= 1.0 + high)

@@ -36,8 +36,8 @@ def token_outcome(
     """Cross entropy of the outcome and the sigmoid of the mean logit: OREAL's model of tokens.
 
     Each token's value is what it adds to the answer's. How the authors turn them into weights of
-    `oreal` was not established, so that is the caller's. Source: OREAL (arXiv:2502.06781), its
-    description. Twin: return decomposition by an average.
+    `oreal` was not established, so that is the caller's. Source: OREAL (arXiv:2502.06781), read in
+    the authors' code. Twin: return decomposition by an average.
     """
     mean = masked(at_least_float32(logits), mask).sum(-1) / (mask != 0).sum(-1).clamp(min=1)
     return binary_cross_entropy_with_logits(mean, outcome, reduction="none")

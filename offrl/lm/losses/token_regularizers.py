@@ -51,7 +51,7 @@ def convex_anchor(
 
     ReMix, whose weights and schedule were not found in public code: the default is ours. Midway it
     makes the current policy its base, and goes on with weight 1 and fresh samples, which is GRPO.
-    Source: arXiv:2507.06892, from its description. Twin: two proximal terms, to the data's policy
+    Source: arXiv:2507.06892, its abstract. Twin: two proximal terms, to the data's policy
     and to the last iterate.
     """
     base = kl_k3_straight(logp, base_logp.detach())
@@ -92,7 +92,7 @@ def dph_js(logp: Float[Tensor, "*any"], base_logp: Float[Tensor, "*any"]) -> Flo
     """w log w - (w + 1) log((w + 1) / 2), w = pi / base, on the base's answers: DPH-RL with JS.
 
     Its mean is twice the Jensen-Shannon divergence; coefficient .05 to .2. Source: DPH-RL
-    (arXiv:2509.07430), read in the authors' code ("js_low_var").
+    (arXiv:2509.07430), read in the authors' code ("js_low_var"). Twin: as of `dph_forward`.
     """
     return f_div(logp - base_logp.detach(), "js")
 
@@ -103,7 +103,7 @@ def dph_alpha(
     """(w^(1-a) - (1-a) w - a) / (a (a - 1)) on the base's answers: DPH-RL with alpha-divergence.
 
     That is `f_div` with alpha 1 - a. Coefficient .01 to .05. Source: DPH-RL (arXiv:2509.07430),
-    read in the authors' code (a = .2).
+    read in the authors' code (a = .2). Twin: as of `dph_forward`.
     """
     return f_div(logp - base_logp.detach(), "alpha", alpha=1.0 - alpha)
 
@@ -117,7 +117,7 @@ def filtered_logp(
     """log of the policy without its noise: tokens below `share` of the likeliest are removed.
 
     The rest is normalised anew; -inf for a removed token, and detached. Source: Lp-Reg
-    (arXiv:2510.03222), its description (kappa .02). Twin: BCQ's support mask.
+    (arXiv:2510.03222), read in the authors' code (kappa .02). Twin: BCQ's support mask.
     """
     log_law = at_least_float32(logits).detach().log_softmax(-1)
     kept = relative_support(log_law, share)

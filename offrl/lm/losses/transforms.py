@@ -91,7 +91,7 @@ def forward_weights(
 
     The expected policy gradient is 1 - p0 - p1 of the one with true verdicts, whatever p0: only the
     rate of wrong rejections has to be known. Source: forward correction (arXiv:2510.00915);
-    derived.
+    derived. Twin: rewards of corrupted data, RIQL.
     """
     return torch.where(rewards > 0, false_negative, false_negative - 1.0).to(rewards)
 
