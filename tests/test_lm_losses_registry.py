@@ -6,7 +6,7 @@ import re
 import pytest
 
 from offrl.errors import ConfigError
-from offrl.lm.losses import LEFT_OUT, METHODS, find_method
+from offrl.lm.losses import LEFT_OUT, METHODS, describe, find_method
 from offrl.lm.losses.contrast import cdpo, chi_po
 
 ALL = [(family, name) for family in METHODS for name in METHODS[family]]
@@ -29,13 +29,21 @@ def test_a_name_that_does_not_exist_is_answered_with_those_near_it() -> None:
 
 @pytest.mark.parametrize(("family", "name"), ALL)
 def test_every_method_says_its_equation_and_source(family: str, name: str) -> None:
-    text = inspect.getdoc(METHODS[family][name]) or ""
-    sentences = " ".join(text.split())
-    assert re.search(r"Source: .*\.", sentences), "no source"
-    assert re.search(SURE, sentences.partition("Source:")[2]), "how sure is the equation?"
+    card = describe(METHODS[family][name])
+    assert card.summary.endswith(".") and len(card.summary) < 101
+    assert re.search(SURE, card.source), "how sure is the equation?"
     if family in ("pair", "list", "unary", "token"):
-        assert re.search(r"Data: [^.]+\.", sentences) and re.search(r"Twin: [^.]+\.", sentences)
+        assert card.data and card.twin
+        assert len(card.data) < 90 and len(card.twin) < 90  # a line each
     assert METHODS[family][name].__name__ == name
+
+
+def test_the_card_of_a_method() -> None:
+    card = describe(cdpo)
+    assert card.summary.startswith("Conservative DPO: -(1 - e) log S(beta D)")
+    assert card.data == "pairs, reference"
+    assert card.twin == "conservative labels"
+    assert card.source.startswith("Mitchell's note of 2023; read in TRL 1.10's CPO trainer")
 
 
 @pytest.mark.parametrize(("family", "name"), ALL)

@@ -18,6 +18,10 @@ A policy-gradient loss is put together of four, its weights first:
 
 and what comes before any loss is a transform of rewards or samples, or a reward_model.
 
+A gradient is stopped inside a loss where the method defines a weight, a baseline or a ratio as a
+constant, which its docstring writes sg[.], and nowhere else; reference log-probabilities come
+without a gradient.
+
 A docstring gives the equation, the data that it needs, its twin among control methods, and its
 source: whether the equation was read in code, derived and checked, or is from memory. LEFT_OUT
 names what was not built, and why.
