@@ -56,8 +56,6 @@ from offrl.policy import PlanPolicy
 from offrl.processes import DDPM, EDM
 from offrl.types import GoalBatch, Metrics, Noise
 
-PAD = "zero"  # what stands for steps before an episode's first, which are not seen
-
 
 @dataclass(frozen=True)
 class BESOConfig:
@@ -100,7 +98,7 @@ class BESOConfig:
         check_choice(self, "sampler", ("ddim", "ancestral", "heun", "dpm2", "dpm3"))
         check_choice(self, "backbone", ("gpt", *MLP_BLOCKS))
         self.goal_view()
-        self.generation()
+        generation_of(self)
 
     @property
     def horizon(self) -> int:
@@ -111,24 +109,8 @@ class BESOConfig:
         settings = self.goals, self.goal_gamma, self.goal_gap, self.goal_length, self.goal_dropout
         return Goals(*settings)
 
-    def generation(self) -> Generation:
-        if self.process == "ddpm":
-            process = DDPM(self.levels, "cosine", "epsilon", "leading")
-            return Generation(process, self.sampler, self.sampler_steps)
-        edm = EDM(
-            self.sigma_data,
-            self.sigma_min,
-            self.sigma_max,
-            self.spacing,
-            rho=5.0,
-            density="loglogistic",
-            location=math.log(self.sigma_data),
-            scale=0.5,
-        )
-        return Generation(edm, self.sampler, self.sampler_steps, clip=None)
-
     def execution(self) -> Execution:
-        return Execution(self.history, self.history, pad=PAD, goal=self.goal_length)
+        return Execution(self.history, self.history, goal=self.goal_length)
 
 
 class BESO(Agent):
@@ -150,7 +132,7 @@ class BESO(Agent):
     def __init__(self, spec: Spec, config: BESOConfig, learners: Learners) -> None:
         super().__init__(spec, config, learners)
         self.achieved = goal_parts(spec)[0]
-        self.generation = config.generation()
+        self.generation = generation_of(config)
         self.process: Any = self.generation.process
         self.net = goal_backbone(
             MLP_BLOCKS.get(config.backbone),
@@ -177,7 +159,6 @@ class BESO(Agent):
             dataset,
             history=cfg.history,
             horizon=cfg.horizon,
-            pad=PAD,
             normalize=cfg.normalize,
             normalize_action=cfg.normalize_action,
             goals=cfg.goal_view(),
@@ -221,3 +202,21 @@ class BESO(Agent):
             cfg.past == "noised",
         )
         return chunk_policy(self, planner, provenance)
+
+
+def generation_of(config: BESOConfig) -> Generation:
+    """The process and its sampler."""
+    if config.process == "ddpm":
+        process = DDPM(config.levels, "cosine", "epsilon", "leading")
+        return Generation(process, config.sampler, config.sampler_steps)
+    edm = EDM(
+        config.sigma_data,
+        config.sigma_min,
+        config.sigma_max,
+        config.spacing,
+        rho=5.0,
+        density="loglogistic",
+        location=math.log(config.sigma_data),
+        scale=0.5,
+    )
+    return Generation(edm, config.sampler, config.sampler_steps, clip=None)

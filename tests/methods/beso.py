@@ -28,7 +28,6 @@ def goal_view(case: Case, dataset: OfflineDataset) -> Replay:
         horizon=cfg.history,
         before=cfg.history - 1,
         after=0,
-        pad="zero",
         normalize=cfg.normalize,
         normalize_action=cfg.normalize_action,
         goals=Goals(cfg.goals, cfg.goal_gamma, cfg.goal_gap, cfg.goal_length, cfg.goal_dropout),
@@ -75,7 +74,7 @@ OTHER = {
 
 _ALL = "beso beso-ddpm beso-stacked"
 _CLASS = "agents.beso.BESO"
-COVERED = [f"{_CLASS}._error", f"{_CLASS}.view"]
+COVERED = [f"{_CLASS}._error", f"{_CLASS}.view", "goal_planner.told"]
 FAULTS = [
     *faults(
         f"{_CLASS}.update",
@@ -105,7 +104,6 @@ FAULTS = [
     *faults(
         f"{_CLASS}.view",
         _ALL,
-        ("pad=PAD,", 'pad="repeat",'),
         ("goals=cfg.goal_view()", "goals=Goals()"),
         ("normalize=cfg.normalize,", 'normalize="zscore",'),
         ("cfg = self.config", "cfg = BESOConfig(history=3)"),
@@ -127,18 +125,21 @@ FAULTS = [
     ),
     *faults(f"{_CLASS}.__init__", "beso-ddpm", ('if config.process == "ddpm"', "if False")),
     *faults(
-        "agents.beso.BESOConfig.generation",
+        "agents.beso.generation_of",
         "beso beso-stacked",
-        ("location=math.log(self.sigma_data)", "location=-1.2"),
+        ("location=math.log(config.sigma_data)", "location=-1.2"),
         ("scale=0.5", "scale=1.2"),
         ('density="loglogistic"', 'density="lognormal"'),
     ),
     *faults(
-        "agents.beso.BESOConfig.generation",
+        "agents.beso.generation_of",
         "beso-ddpm",
         ('"cosine"', '"vp"'),
         ('"epsilon"', '"v"'),
-        ("DDPM(self.levels", "DDPM(8"),
+        ("DDPM(config.levels", "DDPM(8"),
+    ),
+    *faults(
+        "goal_planner.told", _ALL, ("partial(_told, net, now", "partial(_told, net, now[::-1]")
     ),
     *faults(
         "goal_planner._told",
