@@ -1,6 +1,7 @@
 """What every agent must do, whichever it is."""
 
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -250,28 +251,28 @@ def test_every_setting_has_an_effect(name: str, field: str) -> None:
         new = (not old) if isinstance(old, bool) else old * 0.5 + 0.25
     assert new != old
     changed = dataclasses.replace(config, **common, **{field: new})
-    states, policies = [], []
-    for settings in (dataclasses.replace(config, **common), changed):
-        agent, replay = build(name, walk(), config=settings)
-        updates(agent, replay, 12, total=100)
-        states.append({**agent.state_dict(), "reward": replay.batch(replay.index).reward})
-        policies.append(described(agent))
-    different = (
-        policies[0] != policies[1]
-        or states[0].keys() != states[1].keys()
-        or any(
-            states[0][k].shape != states[1][k].shape or not torch.equal(states[0][k], states[1][k])
-            for k in states[0]
-            if k != "reward"
-        )
+    states, policies = zip(
+        trained(name, dataclasses.replace(config, **common)), trained(name, changed), strict=True
+    )
+    different = policies[0] != policies[1] or states[0].keys() != states[1].keys()
+    different = different or any(
+        states[0][k].shape != states[1][k].shape or not torch.equal(states[0][k], states[1][k])
+        for k in states[0]
     )
     assert different, f"{name}.{field} = {new!r} changes nothing"
 
 
-def described(agent: Agent) -> tuple[Any, Any]:
-    """What a policy's file says of how it acts, beside its weights."""
+@functools.cache
+def trained(name: str, config: Any) -> tuple[dict[str, torch.Tensor], tuple[Any, ...]]:
+    """Everything that 12 updates leave, and what a policy's file says beside its weights.
+
+    Cached, since most settings are compared with the same others.
+    """
+    agent, replay = build(name, walk(), config=config)
+    updates(agent, replay, 12, total=100)
+    state = {k: v.detach().clone() for k, v in agent.state_dict().items()}
     file = agent.policy()._file()
-    return file.actor, file.execution
+    return state, (file.actor, file.execution, file.conditioning)
 
 
 @pytest.mark.parametrize("name", NAMES)
