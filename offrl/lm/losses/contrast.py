@@ -75,7 +75,7 @@ def ln_dpo(chosen: Scores, rejected: Scores, *, beta: float = 5.0) -> Float[Tens
 
     With equal lengths n it is DPO with beta / n, hence the larger beta.
     Data: pairs, reference. Twin: returns averaged over the steps.
-    Source: Tulu 3 (arXiv:2411.15124); read in TRL 1.10's code, the beta from memory.
+    Source: Tulu 3 (arXiv:2411.15124); read in TRL 1.10's code, the beta in Tulu 3's commands.
     """
     return dpo(chosen, rejected, beta=beta, length="mean")
 
