@@ -290,6 +290,7 @@ def _methods(argv: list[str]) -> int:
     )
     options = parser.parse_args(argv)
     from offrl.lm.losses import LEFT_OUT, METHODS, describe
+    from offrl.lm.losses.groups import GROUP_METHODS
 
     word, lines = options.match.lower(), []
     for family, methods in METHODS.items():
@@ -297,6 +298,12 @@ def _methods(argv: list[str]) -> int:
             card = describe(method)
             if word in f"{name} {inspect.getdoc(method)}".lower():
                 lines.append((family, name, card.data or DATA[family], card.twin))
+    for name, group in GROUP_METHODS.items():
+        if word in f"{name} {group.paper}":
+            data = "groups with rewards" + (
+                "" if group.any_data else ", sampler's log-probabilities"
+            )
+            lines.append(("group", name, data, f"arXiv:{group.paper}"))
     if not lines:
         raise ConfigError(f"neither name nor text of any method contains {options.match!r}")
     widths = [max(len(line[i]) for line in lines) for i in range(3)]
