@@ -269,6 +269,7 @@ def test_the_machinery_names_no_agent() -> None:
     for module in AGENTS:
         tree = ast.parse(MODULES[module].read_text())
         names |= {n.name for n in tree.body if isinstance(n, ast.ClassDef)}
+    names -= {"act"}  # which is what every policy does; its class is looked for all the same
     pattern = re.compile(rf"\b({'|'.join(sorted(names))})\b")
     for module in MODULES:
         if FLOORS[_floor(module)][0] == "machinery":
