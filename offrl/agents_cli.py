@@ -108,7 +108,7 @@ def page_text(facts: Mapping[str, Any], width: int) -> str:
     lines += ["", "RECIPES", "", *_recipes(facts["recipes"], width)]
     lines += ["", "USE", ""]
     lines += [
-        f"  offrl train --agent {name} --dataset {EXAMPLE} --seeds 3 --out runs/{name}"
+        f"  offrl train --agent {name} --dataset {EXAMPLE} --seeds 3 --out runs/first"
         if ":" not in name
         else f"  offrl train --agent {name} --dataset {EXAMPLE}",
         f"  offrl train --agent {name} --help    # these settings, and those of every run",
