@@ -22,7 +22,7 @@ def doubles(values: object) -> Tensor:
 
 
 GROUP = 8
-REWARDS = doubles([1.0, 0, 1, 1, 0, 0, 0, 1])
+REWARDS = doubles([1.0, 0, 1, 0, 0, 0, 0, 1])  # 3/8 of them right
 CORRECT = REWARDS
 P = REWARDS.mean()
 
@@ -166,6 +166,10 @@ def test_nft_off_policy_by_hand() -> None:
     close(pg.nft(d, correct, q), expected)
     slope = doubles([-1.0, 1 / 3, 1.5])
     close(gradient(lambda x: pg.nft(x, correct, q), d), slope)
+    # q = 1/4, w = 2: (1 - 1/2) / (3/4) is raised to 1, slope (1/2) / (3/4).
+    quarter, two, wrong = doubles([0.25]), doubles([2.0]).log(), torch.tensor([0])
+    close(pg.nft(two, wrong, quarter), doubles([0.0]))
+    close(gradient(lambda x: pg.nft(x, wrong, quarter), two), doubles([2 / 3]))
     only_right = gradient(lambda x: pg.nft(x, correct, q, negative=0.0), d)
     close(only_right, doubles([-1.0, 0, 0]))
 
@@ -235,6 +239,12 @@ def test_bnpo_is_reinforce_or_grpo(shape: tuple[float, float], power: float) -> 
             adv.beta_normalised(rewards, shape=shape),
             math.pi / 8 * adv.standardised(rewards, eps=0.0, correction=0),
         )
+
+
+def test_bnpo_of_a_lopsided_shape_by_hand() -> None:
+    # Beta(p; 2, 1) = 2 p, at p = 1/4: 1/2, so the weight is 2.
+    rewards = doubles([[1.0, 0, 0, 0]])
+    close(adv.beta_normalised(rewards, shape=(2.0, 1.0)), 2 * adv.centred(rewards))
 
 
 def test_bnpo_matches_moments() -> None:

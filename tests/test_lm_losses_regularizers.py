@@ -168,15 +168,15 @@ def test_entropys_gradient_is_finite_and_right() -> None:
 def test_siren_pulls_to_its_anchor_from_both_sides() -> None:
     entropy = doubles([[0.1, 0.2, 0.3, 0.4, 9.0], [1.0, 3.0, 2.0, 9.0, 9.0]])
     mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 0, 0]])
-    # The upper half: at or above .25 and at or above 2: .3 .4 and 3 2, of mean 1.425.
-    level = tr.siren_level(entropy, mask, share=0.5)
-    assert level.item() == pytest.approx(1.425)
+    # The upper quarter: at or above .325 and at or above 2.5: .4 and 3, of mean 1.7.
+    level = tr.siren_level(entropy, mask, share=0.25)
+    assert level.item() == pytest.approx(1.7)
     for anchor, sign in ((1.0, 1.0), (2.0, -1.0)):
-        slope = gradient(lambda h, a=anchor: tr.siren(h, doubles(a), mask, share=0.5), entropy)
-        expected = 2 * (1.425 - anchor) / 4
-        assert slope[0].tolist() == pytest.approx([0, 0, expected, expected, 0])
+        slope = gradient(lambda h, a=anchor: tr.siren(h, doubles(a), mask, share=0.25), entropy)
+        expected = 2 * (1.7 - anchor) / 2
+        assert slope[0].tolist() == pytest.approx([0, 0, 0, expected, 0])
         assert sign * slope[1, 1] > 0
-    assert tr.siren(entropy, level, mask, share=0.5).item() == 0.0
+    assert tr.siren(entropy, level, mask, share=0.25).item() == 0.0
 
 
 def test_the_band_has_a_gradient_outside_and_none_inside() -> None:
