@@ -72,9 +72,7 @@ class FlowBC(Agent):
     suits = "demonstrations, several ways to act"
     stacked = False
     measure = "loss"
-    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "offrl": {**SMALL_TASKS, "sampler_steps": 4},
-    }
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {"offrl": SMALL_TASKS}
 
     def __init__(self, spec: Spec, config: FlowBCConfig, learners: Learners) -> None:
         super().__init__(spec, config, learners)

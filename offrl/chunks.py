@@ -47,7 +47,7 @@ TIMES = 1_000.0  # by which levels that are no steps are multiplied: DDPM's step
 # What recipes for the tasks of `offrl.envs`, of short episodes, have in common.
 SMALL_TASKS: Mapping[str, Any] = {
     **{"history": 2, "horizon": 8, "execute": 4},
-    **{"backbone": "film", "width": 256, "depth": 3, "lr": 1e-3},
+    **{"backbone": "film", "width": 128, "depth": 3, "lr": 1e-3},
 }
 
 
