@@ -85,8 +85,17 @@ def _in_use(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in settings.items() if v not in OFF and not k.startswith(off)}
 
 
-def run_cell(planned: Plan, name: str) -> None:
-    """Train or resume, evaluate the last policies, and keep in results/NAME what a table needs."""
+def run_cell(
+    planned: Plan,
+    name: str,
+    episodes: int | None = None,
+    measure: Callable[[Path], Mapping[str, Any]] | None = None,
+) -> None:
+    """Train or resume, evaluate the last policies, and keep in results/NAME what a table needs.
+
+    The evaluation is of so many episodes, or of FINAL_EPISODES. `measure` says more of a policy
+    given the folder of its run, and is no part of what names the cell.
+    """
     digest, target = cell_hash(planned.record()), RESULTS / name
     if (target / "cell.json").exists() and read_json(target / "cell.json")["hash"] == digest:
         print(f"{name}: finished already ({digest})")
@@ -98,8 +107,10 @@ def run_cell(planned: Plan, name: str) -> None:
         run = start_run(planned, folder)
     seeds = []
     for path, summary in zip(run.folders, run.summaries, strict=True):
-        final = evaluate(load_policy(path), str(planned.env), FINAL_EPISODES, FINAL_SEED)
-        seeds.append({"summary": summary, "final": final.to_json(), "rate": _rate(path)})
+        count = episodes or FINAL_EPISODES
+        final = evaluate(load_policy(path), str(planned.env), count, FINAL_SEED)
+        more = {} if measure is None else dict(measure(path))
+        seeds.append({"summary": summary, "final": final.to_json(), "rate": _rate(path), **more})
     shutil.rmtree(target, ignore_errors=True)
     targets, sources = (learner_folders(f, planned.train) for f in (target, folder))
     for path, source in zip(targets, sources, strict=True):
