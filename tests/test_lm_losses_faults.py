@@ -70,6 +70,9 @@ FAULTS: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     ("groups.test_advantage_weighted_cloning_is_minimised_by_the_posterior", ""): [
         ("policy_gradient.advantage_weighted", "1.0 / beta", "beta"),
     ],
+    ("groups.test_the_geometric_mean_by_hand", ""): [
+        ("policy_gradient.gmpo", "advantage > 0", "advantage < 0"),
+    ],
     ("groups.test_one_ratio_for_a_sequence", ""): [
         ("policy_gradient.sequence_ratio", "if mean else", "if not mean else"),
     ],

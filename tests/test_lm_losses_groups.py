@@ -125,6 +125,17 @@ def test_the_gate_of_vespo_is_one_on_policy_and_falls_on_both_sides() -> None:
     assert pg.vespo(d * 400, a, mask).isfinite().all()
 
 
+def test_the_geometric_mean_by_hand() -> None:
+    # A > 0: .5 is cut to .4, -.6 is not: mean -.1. A < 0: .5 stays, -.6 is cut to -.4: mean .05.
+    d, mask = doubles([[0.5, -0.6, math.nan]] * 2), torch.tensor([[1, 1, 0]] * 2)
+    a = doubles([[2.0], [-1.0]])
+    expected = doubles([[-2 * math.exp(-0.1)], [math.exp(0.05)]])
+    close(pg.gmpo(d, a, mask), expected)
+    found = gradient(lambda x: pg.gmpo(x, a, mask), d)
+    half = expected[:, 0] / 2
+    close(found, torch.stack([doubles([0.0, half[0], 0.0]), doubles([half[1], 0.0, 0.0])]))
+
+
 def test_one_ratio_for_a_sequence() -> None:
     d = doubles([[1.0, 2.0, math.nan], [5.0, math.inf, math.inf]])
     mask = torch.tensor([[1, 1, 0], [0, 0, 0]])

@@ -103,6 +103,7 @@ METHODS: MappingProxyType[str, MappingProxyType[str, Method]] = MappingProxyType
             policy_gradient.cispo,
             policy_gradient.sapo,
             policy_gradient.vespo,
+            policy_gradient.gmpo,
             policy_gradient.topr,
             policy_gradient.one_side_clipped,
             policy_gradient.two_side_clipped,

@@ -136,6 +136,26 @@ def vespo(
     return -weight * advantage.detach() * log_ratio
 
 
+def gmpo(
+    log_ratio: Float[Tensor, "*batch token"],
+    advantage: Float[Tensor, "*batch 1"],
+    mask: Shaped[Tensor, "*batch token"],
+    *,
+    low: float = 0.4,
+    high: float = 0.4,
+) -> Float[Tensor, "*batch 1"]:
+    """-A e^(mean_t d'_t): GMPO, the geometric mean of a sequence's clipped ratios; one loss each.
+
+    d' is min(d, clip(d, -low, high)) where A > 0 and the greater of the two elsewhere: PPO's clip
+    in logarithms, token by token, so that one outlier moves the mean little. Source: GMPO
+    (arXiv:2507.20673), read in TRL. Twin: PPO with a robust mean.
+    """
+    inside = log_ratio.clamp(-low, high)
+    up = torch.minimum(log_ratio, inside)
+    kept = torch.where(advantage > 0, up, torch.maximum(log_ratio, inside))
+    return -advantage.detach() * sequence_ratio(kept, mask).exp()
+
+
 def topr(
     log_ratio: Float[Tensor, "*any"],
     advantage: Float[Tensor, "*adv"],
