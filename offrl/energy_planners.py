@@ -11,14 +11,14 @@ not a consequence. Fall and steepness do not depend on that number.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from offrl.checks import check_choice, check_intervals
+from offrl.checks import as_declared, check_choice, check_intervals
 from offrl.denoising import Number
 from offrl.energy import Descent, Energy, descend, polynomial, search, settle, slope
 from offrl.energy_nets import EnergyNet, MLPEnergy, energy_net_from_spec
@@ -27,6 +27,8 @@ from offrl.networks import Learners, Stacked
 from offrl.types import Context, Noise
 
 LEAST_RATE = 1e-4  # of a learned descent
+
+S = TypeVar("S", "Descending", "Searching")
 
 
 class Plan(NamedTuple):
@@ -76,7 +78,8 @@ class RatedEnergy(nn.Module):
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> "RatedEnergy":
-        return cls(energy_net_from_spec(spec["net"]), spec["first"], Learners())
+        rest = {k: v for k, v in spec.items() if k != "net"}
+        return cls(energy_net_from_spec(spec["net"]), **rest, learners=Learners())
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,8 @@ class Descending:
     def __post_init__(self) -> None:
         check_intervals(self, steps="[1, inf)", flat="[0, inf)", still="[0, inf)")
         check_intervals(self, spread="[0, inf)", restarts="[1, inf)")
+        if self.limit is not None:
+            check_intervals(self, limit="(0, inf)")
 
 
 class DescentPlanner(nn.Module):
@@ -149,7 +154,7 @@ class DescentPlanner(nn.Module):
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> "DescentPlanner":
-        net, descending = RatedEnergy.from_spec(spec["net"]), Descending(**spec["descending"])
+        net, descending = RatedEnergy.from_spec(spec["net"]), made(Descending, spec["descending"])
         return cls(net, descending, spec["obs_dim"], spec["act_dim"], spec["horizon"])
 
 
@@ -267,4 +272,12 @@ class SearchPlanner(nn.Module):
     def from_spec(cls, spec: Mapping[str, Any]) -> "SearchPlanner":
         net: Any = energy_net_from_spec(spec["net"])
         sizes = spec["obs_dim"], spec["act_dim"], spec["horizon"], spec["history"]
-        return cls(net, Searching(**spec["searching"]), *sizes)
+        return cls(net, made(Searching, spec["searching"]), *sizes)
+
+
+def made(cls: type[S], raw: Mapping[str, Any]) -> S:
+    """Settings from a file. Raises TypeError, ConfigError where they are not what `cls` has."""
+    settings = cls(**raw)
+    for field in fields(settings):
+        as_declared(settings, field, getattr(settings, field.name))
+    return settings
