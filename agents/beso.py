@@ -124,8 +124,9 @@ class BESO(Agent):
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "kitchen": {"batch_size": 1024},
         "offrl": {
-            **{"history": 2, "goal_length": 1, "normalize": "minmax", "normalize_action": True},
-            **{"backbone": "film", "width": 256, "depth": 3, "lr": 1e-3, "lr_decay": 0.97},
+            **{"history": 1, "goal_length": 1, "goals": "geometric", "goal_gamma": 0.9},
+            **{"normalize": "minmax", "normalize_action": True, "batch_size": 128},
+            **{"backbone": "film", "width": 128, "depth": 2, "lr": 1e-3, "lr_decay": 0.95},
         },
     }
 
