@@ -72,7 +72,12 @@ COVERED = [
         "_mean",
     )
 ]
-COVERED += ["optim.orthogonal_add", "optim._dot", "losses.chi_square_conjugate"]
+COVERED += [
+    "optim.orthogonal_add",
+    "optim._of_learners",
+    "optim._dot",
+    "losses.chi_square_conjugate",
+]
 FAULTS = [
     *faults(
         "agents.odice.ODICE.__init__",
@@ -292,11 +297,11 @@ FAULTS = [
         ("_dot(main, main, seed_axes)", "_dot(aux, aux, seed_axes)"),
         ("min=SMALLEST_SQUARE", "min=1e9"),
         ("_dot(main, aux, seed_axes)", "_dot(aux, aux, seed_axes)"),
-        ("g + h - coefficient", "g + h + coefficient"),
-        ("g + h - coefficient", "h - coefficient"),
-        ("g + h - coefficient", "g - coefficient"),
+        ("g + h - _of_learners", "g + h + _of_learners"),
+        ("g + h - _of_learners", "h - _of_learners"),
+        ("g + h - _of_learners", "g - _of_learners"),
     ),
-    *faults("optim.orthogonal_add", "odice-stacked", ("-1 if i == axis else 1", "1")),
+    *faults("optim._of_learners", "odice-stacked", ("-1 if i == axis else 1", "1")),
     *faults(
         "optim._dot",
         "odice-stacked",
