@@ -62,6 +62,11 @@ class FlowBCConfig(ChunkConfig):
         super().__post_init__()
         check_intervals(self, sampler_steps="[1, inf)")
         check_choice(self, "sampler", ("euler", "midpoint"))
+        self.generation()
+
+    def generation(self) -> Generation:
+        """The flow with this sampler."""
+        return Generation(Flow(), self.sampler, self.sampler_steps)
 
 
 class FlowBC(Agent):
@@ -76,8 +81,7 @@ class FlowBC(Agent):
 
     def __init__(self, spec: Spec, config: FlowBCConfig, learners: Learners) -> None:
         super().__init__(spec, config, learners)
-        self.process = Flow()
-        self.generation = Generation(self.process, config.sampler, config.sampler_steps)
+        self.process, self.generation = Flow(), config.generation()
         self.net = chunk_backbone(self, level_scale=TIMES)
         self.average = average_of(config, self.net)
         self.net_opt = chunk_optimizer(config, self.net)

@@ -132,8 +132,7 @@ def midpoint(
     Second order, with as many evaluations as Euler has on the same path, whose number of steps
     is even (else ConfigError). On a flow this is the midpoint rule in t.
     """
-    if len(path) % 2 == 0:
-        raise ConfigError(f"midpoint takes an even number of steps; this path has {len(path) - 1}")
+    draws("midpoint", len(path) - 1)  # refuses an odd number
     return _walk(partial(_midpoint_step, denoise, path), path[::2], x, before, after)
 
 
@@ -192,6 +191,7 @@ class Sampler:
     run: Callable[..., Sample]
     noisy: bool = False  # a tensor of noise for each step but the last
     to_the_last: bool = False  # and one for the last step too
+    in_pairs: bool = False  # of steps, whose number must be even
 
 
 SAMPLERS: Mapping[str, Sampler] = {
@@ -201,7 +201,7 @@ SAMPLERS: Mapping[str, Sampler] = {
     "euler": Sampler(ddim),
     "heun": Sampler(heun),
     "heun_churn": Sampler(partial(heun, churn=Churn()), noisy=True, to_the_last=True),
-    "midpoint": Sampler(midpoint),
+    "midpoint": Sampler(midpoint, in_pairs=True),
     "dpm1": Sampler(partial(dpm_solver_pp, order=1)),
     "dpm2": Sampler(partial(dpm_solver_pp, order=2)),
     "dpm3": Sampler(partial(dpm_solver_pp, order=3)),
@@ -220,8 +220,13 @@ def sampler(name: str) -> Sampler:
 
 
 def draws(name: str, steps: int) -> int:
-    """How many tensors of noise the sampler wants for a path of so many steps."""
+    """How many tensors of noise the sampler wants for a path of so many steps.
+
+    Raises ConfigError where it cannot have so many.
+    """
     chosen = sampler(name)
+    if chosen.in_pairs and steps % 2:
+        raise ConfigError(f"{name} takes an even number of steps; this path has {steps}")
     return steps - (not chosen.to_the_last) if chosen.noisy else 0
 
 
