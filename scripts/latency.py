@@ -24,8 +24,8 @@ from offrl.networks import Learners
 from offrl.policy import PlanPolicy
 
 LIMIT = 10.0  # ms
-WARM_UP, MOST, LEAST = 5, 300, 20  # calls of each setting
-BUDGET = 15.0  # s of the processor, after which LEAST calls suffice
+WARM_UP, MOST, LEAST = 3, 300, 8  # calls of each setting
+BUDGET = 4.0  # s of the processor, after which LEAST calls suffice
 # Those of the recipe for offrl's tasks, and Diffusion Policy's own with its chunks.
 SMALL = {"history": 2, "horizon": 8, "execute": 4, "width": 128, "depth": 3}
 PUBLISHED = {"history": 2, "horizon": 16, "execute": 8, "width": 256}

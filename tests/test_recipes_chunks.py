@@ -76,6 +76,9 @@ def test_tasks_of_short_episodes_have_short_chunks_and_the_same_network(agent: s
         chunks = (found["history"], found["horizon"], found["execute"])
         assert chunks == (2, 8, 4)
         assert (found["backbone"], found["width"], found["depth"]) == ("film", 128, 3)
+        if agent == "diffusion_policy":
+            few = found["prediction"], found["sampler"], found["sampler_steps"]
+            assert few == ("x0", "ddim", 8)
 
 
 @pytest.mark.parametrize(
