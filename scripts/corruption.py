@@ -62,7 +62,11 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=0.3)
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--attacker-steps", type=int, default=ATTACKER_STEPS)
-    parser.add_argument("--clean", action=argparse.BooleanOptionalAction)
+    parser.add_argument(
+        "--clean",
+        action=argparse.BooleanOptionalAction,
+        help="cells on the clean data; by default where no comparable score is known",
+    )
     add_training_arguments(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
