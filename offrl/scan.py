@@ -14,9 +14,13 @@ and c depend on the input. A step of delta = 0 leaves the state as it is, which 
 has to do.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+CACHED = 1 << 19  # numbers of one array that a processor's cache holds with its neighbours
 
 
 def scan(
@@ -57,9 +61,110 @@ def selective_scan(
     skip: Float[Tensor, " inner"],
     state: Float[Tensor, "batch inner state"] | None = None,
 ) -> tuple[Float[Tensor, "batch time inner"], Float[Tensor, "batch inner state"]]:
-    """y_1 .. y_T and h_T, with A = rates (negative) and D = skip, from h_0 = state, or 0."""
-    decay = (delta[..., None] * rates).exp()
-    inflow = (delta * x)[..., None] * b[:, :, None]
-    h = scan(decay, inflow, state)
-    y = (h * c[:, :, None]).sum(-1) + skip * x
-    return y, h[:, -1]
+    """y_1 .. y_T and h_T, with A = rates (negative) and D = skip, from h_0 = state, or 0.
+
+    The states of all steps are `state` times as large as what they are made of. They are never
+    kept: a few rows at a time are scanned in place, and scanned again for the gradient. In a
+    compiled graph the compiler sees to that, and is given the equation as it stands.
+    """
+    if state is None:
+        state = x.new_zeros(len(x), *rates.shape)
+    if torch.compiler.is_compiling():
+        decay, inflow = _coefficients(x, delta, rates, b)
+        h = scan(decay, inflow, state)
+        y, last = (h * c[:, :, None]).sum(-1), h[:, -1]
+    else:
+        y, last = _Selective.apply(x, delta, rates, b, c, state)  # type: ignore[no-untyped-call]
+    return y + skip * x, last
+
+
+def _coefficients(x: Tensor, delta: Tensor, rates: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Decay and inflow (batch, time, inner, state)."""
+    return (delta[..., None] * rates).exp(), (delta * x)[..., None] * b[:, :, None]
+
+
+def _parts(x: Tensor, states: int) -> list[slice]:
+    """Rows that are scanned together: all of them where memory is fast, else what a cache holds."""
+    size = len(x)
+    if x.device.type == "cpu":
+        size = max(1, CACHED // (x.shape[1] * x.shape[2] * states))
+    return [slice(k, k + size) for k in range(0, len(x), size)]
+
+
+def _forwards(a: Tensor, h: Tensor) -> None:
+    """h_t <- a_t h_(t-1) + h_t in place, as `_scan`; a is spent."""
+    steps = a.shape[1]
+    if steps == 1:
+        return
+    pairs = steps // 2
+    late_a, late = a[:, 1::2], h[:, 1::2]
+    late.addcmul_(late_a, h[:, : 2 * pairs : 2])
+    late_a.mul_(a[:, : 2 * pairs : 2])
+    _forwards(late_a, late)
+    h[:, 2::2].addcmul_(a[:, 2::2], late[:, : (steps - 1) // 2])
+
+
+def _backwards(a: Tensor, g: Tensor) -> None:
+    """g_t <- a_t g_(t+1) + g_t in place, from the last on; a is spent."""
+    steps = a.shape[1]
+    if steps == 1:
+        return
+    lone = steps % 2  # the first of an odd number has no partner
+    early_a, early = a[:, lone : steps - 1 : 2], g[:, lone : steps - 1 : 2]
+    early.addcmul_(early_a, g[:, lone + 1 :: 2])
+    early_a.mul_(a[:, lone + 1 :: 2])
+    _backwards(early_a, early)
+    rest = slice(1 - lone, steps - 1, 2)
+    g[:, rest].addcmul_(a[:, rest], early[:, 1 - lone :])
+
+
+class _Selective(torch.autograd.Function):
+    """The selective scan without its skip, with a gradient that keeps no state."""
+
+    @staticmethod
+    def forward(ctx: Any, *given: Tensor) -> tuple[Tensor, Tensor]:
+        x, delta, rates, b, c, state = given
+        ctx.save_for_backward(*given)
+        y, last = torch.empty_like(x), torch.empty_like(state)
+        for rows in _parts(x, rates.shape[1]):
+            h = _states(x[rows], delta[rows], rates, b[rows], state[rows])[1]
+            y[rows] = (h @ c[rows, :, :, None])[..., 0]
+            last[rows] = h[:, -1]
+        return y, last
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, ...]:
+        x, delta, rates, b, c, state = ctx.saved_tensors
+        found = [torch.empty_like(part) for part in (x, delta, rates, b, c, state)]
+        d_x, d_delta, d_rates, d_b, d_c, d_state = found
+        d_rates.zero_()
+        for rows in _parts(x, rates.shape[1]):
+            decay, h = _states(x[rows], delta[rows], rates, b[rows], state[rows])
+            slope = slopes[0][rows]
+            d_c[rows] = (slope[:, :, None] @ h)[:, :, 0]
+            # The slope of a state is what it does at its own step and through the next one.
+            g = slope[..., None] * c[rows, :, None]
+            g[:, -1] += slopes[1][rows]
+            _backwards(torch.cat([decay[:, 1:], torch.zeros_like(decay[:, :1])], 1), g)
+
+            d_state[rows] = decay[:, 0] * g[:, 0]
+            moved = (g @ b[rows, :, :, None])[..., 0]  # of the inflow's factor delta x
+            d_b[rows] = ((delta[rows] * x[rows])[:, :, None] @ g)[:, :, 0]
+            d_x[rows] = moved * delta[rows]
+            # Of the decay's exponent; the state before the first step is the one given.
+            g[:, 1:] *= h[:, :-1]
+            g[:, 0] *= state[rows]
+            g *= decay
+            d_delta[rows] = moved * x[rows] + (g * rates).sum(-1)
+            d_rates += torch.einsum("btin,bti->in", g, delta[rows])
+        return tuple(found)
+
+
+def _states(
+    x: Tensor, delta: Tensor, rates: Tensor, b: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Decays, and the state after every step."""
+    decay, h = _coefficients(x, delta, rates, b)
+    h[:, 0].addcmul_(decay[:, 0], state)
+    _forwards(decay.clone(), h)
+    return decay, h

@@ -47,7 +47,7 @@ def paid_by_action() -> OfflineDataset:
 
 @each
 def test_asked_for_a_return_it_takes_the_action_that_pays_it(agent: str) -> None:
-    learner = fit(agent, paid_by_action(), AGENTS[agent], COUNT)
+    learner: Any = fit(agent, paid_by_action(), AGENTS[agent], COUNT)
     for asked in (-0.6, 0.0, 0.6):
         assert played(learner, asked, [1.0])[0] == pytest.approx(asked, abs=0.12)
     # Unless told it asks for the best of the data.

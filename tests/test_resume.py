@@ -21,7 +21,7 @@ from offrl.training import Interrupted
 
 NAMES = sorted(AGENTS)
 STEPS = 150
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     **{"steps": STEPS, "batch_size": 8, "log_every": 15, "eval_every": 30},
     **{"eval_episodes": 2, "checkpoint_every": 10, "validation": 0.25, "device": "cpu"},
 }

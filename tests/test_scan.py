@@ -102,3 +102,22 @@ def test_the_past_is_all_that_matters() -> None:
     changed[:, 6] += 1.0
     after = scan(a, changed)
     assert torch.equal(after[:, :6], before[:, :6]) and not torch.equal(after[:, 6], before[:, 6])
+
+
+@pytest.mark.parametrize("cached", [1, 400, 1 << 19])
+@pytest.mark.parametrize("steps", LENGTHS)
+def test_the_gradient_without_states_is_that_of_the_equation(
+    steps: int, cached: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("offrl.scan.CACHED", cached)  # rows together: one, some, all
+    given = {k: v.requires_grad_() for k, v in inputs(steps).items()}
+    state = normal(2, 3, 4, seed=6).requires_grad_()
+    weight, last_weight = normal(2, steps, 3, seed=7), normal(2, 3, 4, seed=8)
+    slopes = []
+    for whole in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda whole=whole: whole)
+        y, last = selective_scan(**given, state=state)
+        loss = (weight * y).sum() + (last_weight * last).sum()
+        slopes.append((loss, *torch.autograd.grad(loss, (*given.values(), state))))
+    for mine, other in zip(*slopes, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)

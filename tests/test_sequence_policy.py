@@ -136,7 +136,7 @@ def test_cached_is_full_at_every_step(make: Any, keep: int) -> None:
     actor: Any = make()
     policy = policy_of(actor, context=4, keep=keep)
     obs, reward = numbers(11)
-    x: F32 = (obs - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
+    x: Any = (obs - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
     to_go = 30.0 - np.concatenate([np.zeros((1, 2)), reward[:-1].astype(np.float64).cumsum(0)])
     answers: list[Tensor] = []
     advance = actor.advance
