@@ -107,7 +107,11 @@ FAULTS: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ("advantages.process_rewards", "scale * (dense", "(dense"),
     ],
     ("masks.test_covariance_by_hand", ""): [
-        ("masks.covariance", "gap(logp) * gap(advantage)", "gap(logp) * advantage"),
+        (
+            "masks.covariance",
+            "_gap(logp, mask) * _gap(advantage, mask)",
+            "_gap(logp, mask) * advantage",
+        ),
     ],
     ("masks.test_kl_cov_takes_the_greatest", ""): [
         ("masks.kl_cov", "-cov", "cov"),

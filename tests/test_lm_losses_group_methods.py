@@ -184,3 +184,15 @@ def test_a_group_of_one_and_a_group_that_agrees_teach_nothing() -> None:
             agree = value(name, scores(x), torch.ones(B, G).double())
             assert not torch.autograd.grad(agree, x)[0].any()
         assert value(name, one, REWARDS[:, :1]).isfinite()
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("name", ["bnpo", "nft", "topr"])
+def test_a_loss_is_one_graph(name: str) -> None:
+    """So that an agent may have it in a compiled or captured update."""
+
+    def loss(given: Scores, rewards: Tensor) -> Tensor:
+        return value(name, given, rewards)
+
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(scores(), REWARDS), loss(scores(), REWARDS))

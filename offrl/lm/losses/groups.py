@@ -126,9 +126,8 @@ def group_loss(
     """
     member = torch.ones_like(rewards) if member is None else member
     mask = (scores.mask != 0) & (member != 0)[..., None]
-    inside = Scores(scores.logp, scores.ref_logp, mask, scores.old_logp)
     against: Anchor = "none" if method.any_data and scores.old_logp is None else "old"
-    ratio, over = log_ratio(inside, against), mask
+    ratio, over = masked(log_ratio(scores, against), mask), mask
     if method.ratio != "token":
         ratio = pg.sequence_ratio(ratio, mask, mean=method.ratio == "mean")
         over = mask.any(-1, keepdim=True)
@@ -137,15 +136,19 @@ def group_loss(
     advantage = method.advantage(reward, member)
     loss = method.loss(ratio, advantage[..., None], reward[..., None], mean[..., None])
     answers = (member != 0).sum((-2, -1)).clamp(min=1).to(reward)
-
-    def reduced(value: Tensor, where: Tensor) -> Tensor:
-        flat = value.flatten(-3, -2), where.flatten(-3, -2)
-        if method.mode == "token_mean" or total is not None:
-            return agg(*flat, method.mode, total=total, max_length=max_length)
-        return agg(*flat, method.mode, total=1.0, max_length=max_length) / answers
-
-    value = reduced(loss, over)
+    if method.mode == "token_mean" or total is not None:
+        answers = torch.ones_like(answers)  # `agg` divides
+    else:
+        total = 1.0
+    value = _agg(loss, over, method.mode, total, max_length)
     if kl:
-        to_reference = log_ratio(inside)
-        value = value + kl * reduced(kl_k3(to_reference, torch.zeros_like(to_reference)), mask)
-    return value
+        to_reference = masked(log_ratio(scores), mask)
+        penalty = kl_k3(to_reference, torch.zeros_like(to_reference))
+        value = value + kl * _agg(penalty, mask, method.mode, total, max_length)
+    return value / answers
+
+
+def _agg(loss: Tensor, mask: Tensor, mode: Mode, total: float | None, longest: int) -> Tensor:
+    """`agg` over prompts and answers alike."""
+    flat = loss.flatten(-3, -2), mask.flatten(-3, -2)
+    return agg(*flat, mode, total=total, max_length=longest)

@@ -26,13 +26,7 @@ def covariance(
     Source: "The entropy mechanism" (arXiv:2505.22617), read in verl. Twin: the covariance of
     advantage and log-density that drives a policy's entropy down in natural policy gradients.
     """
-    count = (mask != 0).sum((-2, -1), keepdim=True).clamp(min=1)
-
-    def gap(x: Tensor) -> Tensor:
-        x = masked(at_least_float32(x).detach().expand(mask.shape), mask)
-        return x - x.sum((-2, -1), keepdim=True) / count
-
-    return masked(gap(logp) * gap(advantage), mask)
+    return masked(_gap(logp, mask) * _gap(advantage, mask), mask)
 
 
 def clip_cov(
@@ -189,6 +183,13 @@ def near_policy(
     gap = masked(at_least_float32(old_logp - logp).detach(), mask).sum(-1, keepdim=True)
     gap = gap / (mask != 0).sum(-1, keepdim=True).clamp(min=1)
     return ((mask != 0) & ((advantage >= 0) | (gap <= threshold))).to(gap)
+
+
+def _gap(x: Tensor, mask: Tensor) -> Tensor:
+    """What x is above its mean over the batch's tokens."""
+    x = masked(at_least_float32(x).detach().expand(mask.shape), mask)
+    count = (mask != 0).sum((-2, -1), keepdim=True).clamp(min=1)
+    return x - x.sum((-2, -1), keepdim=True) / count
 
 
 def _count(eligible: Tensor, share: float) -> Tensor:

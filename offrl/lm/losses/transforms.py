@@ -199,14 +199,15 @@ def ches(
     `normalise` divides each S by its length. Source: CHES (arXiv:2410.08847), read in the authors'
     code. Twin: filters by the interference of gradients.
     """
-
-    def total(hidden: Tensor, mask: Tensor) -> Tensor:
-        inside = mask[..., None] != 0
-        summed = torch.where(inside, at_least_float32(hidden).detach(), 0.0).sum(-2)
-        return summed / inside.sum(-2).clamp(min=1) if normalise else summed
-
-    up, down = total(chosen, chosen_mask), total(rejected, rejected_mask)
+    up = _total(chosen, chosen_mask, normalise)
+    down = _total(rejected, rejected_mask, normalise)
     return (up * down).sum(-1) - up.square().sum(-1)
+
+
+def _total(hidden: Tensor, mask: Tensor, normalise: bool) -> Tensor:
+    inside = mask[..., None] != 0
+    summed = torch.where(inside, at_least_float32(hidden).detach(), 0.0).sum(-2)
+    return summed / inside.sum(-2).clamp(min=1) if normalise else summed
 
 
 def lowest(scores: Float[Tensor, " n"], *, share: float = 0.05) -> Bool[Tensor, " n"]:
