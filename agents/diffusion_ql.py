@@ -36,7 +36,7 @@ from torch import Tensor
 from offrl.agent import Agent
 from offrl.backbones import MLPDenoiser
 from offrl.checks import check_choice, check_intervals
-from offrl.critics import Critic
+from offrl.critics import Critic, td_regression
 from offrl.datasets.offline import OfflineDataset, Spec
 from offrl.datasets.replay import Replay
 from offrl.ema import Average, Decay
@@ -51,7 +51,7 @@ from offrl.generated_actions import (
 )
 from offrl.generation import Generation
 from offrl.guidance import repeated
-from offrl.losses import td_loss, td_target
+from offrl.losses import td_target
 from offrl.networks import Learners
 from offrl.optim import adam, clip_norm, cosine_rate, polyak_update, set_lr, target_of
 from offrl.policy import PlanPolicy
@@ -203,9 +203,8 @@ class DiffusionQL(Agent):
         return td_target(batch.reward, batch.mask, best, self.config.gamma)
 
     def critic_loss(self, batch: Batch, target: Tensor) -> tuple[Tensor, Metrics]:
-        q = self.critic(batch.obs, batch.action)
-        metrics = {"q_data": q[0].mean(-1), "target": target.mean(-1)}
-        return td_loss(q, target).mean(-1)[None], metrics
+        loss, metrics = td_regression(self.critic(batch.obs, batch.action), target)
+        return loss[None], metrics
 
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         bc_loss = cloning_error(self, self.net, batch, noise).mean(-1)

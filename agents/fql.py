@@ -34,7 +34,7 @@ from torch import Tensor
 from offrl.agent import Agent
 from offrl.checks import check_choice, check_intervals
 from offrl.chunks import chunk_policy
-from offrl.critics import Critic
+from offrl.critics import Critic, td_regression
 from offrl.datasets.offline import Spec
 from offrl.fields import Field
 from offrl.generated_actions import (
@@ -45,12 +45,13 @@ from offrl.generated_actions import (
     sampled,
 )
 from offrl.generation import Generation
-from offrl.losses import action_error, td_loss, td_target
+from offrl.losses import action_error, td_target
 from offrl.networks import Learners, learner_view
 from offrl.optim import adam, polyak_update, target_of
 from offrl.policy import PlanPolicy
 from offrl.processes import Flow
 from offrl.regularizers import q_scale
+from offrl.representation import held_out_error
 from offrl.types import Batch, Metrics, Noise
 from offrl.value_planner import StudentPlanner
 
@@ -161,15 +162,13 @@ class FQL(Agent):
         return loss, {"bc_loss": bc_loss, "distillation": distillation, "q": q.mean(-1)}
 
     def critic_loss(self, batch: Batch, target: Tensor) -> tuple[Tensor, Metrics]:
-        q = self.critic(batch.obs, batch.action)
-        metrics = {"q_data": q[0].mean(-1), "target": target.mean(-1)}
-        return td_loss(q, target).mean(-1), metrics
+        return td_regression(self.critic(batch.obs, batch.action), target)
 
     def validate(self, batch: Batch) -> Metrics:
         noise = held_out_draws(self, batch)
-        loss, metrics = self.critic_loss(batch, self.target(batch, noise["next_z"]))
+        held_out = held_out_error(self.critic_loss(batch, self.target(batch, noise["next_z"])))
         bc_loss = cloning_error(self, self.flow, batch, noise).mean(-1)
-        return {"bc_loss": bc_loss, "td_error": loss, "q": metrics["q_data"]}
+        return {"bc_loss": bc_loss, **held_out}
 
     def policy(self, learner: int = 0, provenance: Mapping[str, Any] | None = None) -> PlanPolicy:
         planner = StudentPlanner(learner_view(self.student, learner), self.obs_dim, self.act_dim)

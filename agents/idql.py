@@ -33,7 +33,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from offrl.agent import Agent
-from offrl.critics import Critic, Value
+from offrl.critics import Critic, Value, td_regression
 from offrl.datasets.offline import Spec
 from offrl.ema import Average, Decay
 from offrl.generated_actions import (
@@ -46,10 +46,10 @@ from offrl.generated_actions import (
     residual_net,
 )
 from offrl.implicit import implicit_target, logged_value, value_regression
-from offrl.losses import td_loss
 from offrl.networks import Learners
 from offrl.optim import adam, cosine_rate, polyak_update, set_lr, target_of
 from offrl.policy import PlanPolicy
+from offrl.representation import held_out_error
 from offrl.types import Batch, Metrics, Noise
 
 
@@ -124,16 +124,13 @@ class IDQL(Agent):
         return value_regression(self, batch, q)
 
     def critic_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        target = implicit_target(self, batch)
-        q = self.critic(batch.obs, batch.action)
-        metrics = {"q_data": q[0].mean(-1), "target": target.mean(-1)}
-        return td_loss(q, target).mean(-1), metrics
+        return td_regression(self.critic(batch.obs, batch.action), implicit_target(self, batch))
 
     def validate(self, batch: Batch) -> Metrics:
         noise = held_out_draws(self, batch)
-        loss, metrics = self.critic_loss(batch)
+        held_out = held_out_error(self.critic_loss(batch))
         bc_loss = cloning_error(self, self.average.net, batch, noise).mean(-1)
-        return {"bc_loss": bc_loss, "td_error": loss, "q": metrics["q_data"]}
+        return {"bc_loss": bc_loss, **held_out}
 
     def policy(self, learner: int = 0, provenance: Mapping[str, Any] | None = None) -> PlanPolicy:
         return best_action_policy(self, self.average.net, learner, provenance)

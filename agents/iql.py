@@ -29,7 +29,8 @@ from offrl.cocoa import CocoaConfig, Composition, policy_trunk, value_trunk
 from offrl.critics import Critic, Value
 from offrl.datasets.offline import Spec
 from offrl.datasets.replay import Replay
-from offrl.losses import cloning_loss, expectile_loss, td_target
+from offrl.implicit import implicit_target, logged_value, value_regression
+from offrl.losses import cloning_loss
 from offrl.networks import Learners
 from offrl.optim import adam, cosine_rate, polyak_update, set_lr, target_of
 from offrl.regularizers import advantage_weight
@@ -140,13 +141,10 @@ class IQL(Agent):
         return metrics
 
     def target_q(self, batch: Batch) -> Tensor:
-        q: Tensor = self.critic_target(batch.obs, batch.action).amin(0)
-        return q
+        return logged_value(self, batch)
 
     def value_loss(self, batch: Batch, q: Tensor) -> tuple[Tensor, Metrics]:
-        value = self.value(batch.obs)
-        loss = expectile_loss(q - value, self.config.expectile).mean(-1)
-        return loss, {"value": value.mean(-1)}
+        return value_regression(self, batch, q)
 
     def actor_loss(self, batch: Batch, q: Tensor, noise: Noise) -> tuple[Tensor, Metrics]:
         with torch.no_grad():
@@ -157,10 +155,7 @@ class IQL(Agent):
         return (weight * error).mean(-1), metrics
 
     def critic_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        with torch.no_grad():
-            next_value = self.value(batch.next_obs)
-            target = td_target(batch.reward, batch.mask, next_value, self.config.gamma)
-        return critic_regression(self, batch, target)
+        return critic_regression(self, batch, implicit_target(self, batch))
 
     def validate(self, batch: Batch) -> Metrics:
         batch = self.composition.anew(batch)

@@ -52,12 +52,6 @@ OTHER = {("iql", "max_weight"): (1e-3, {"beta": 10.0})}
 _IQL_ALL = "iql iql-dropout"
 FAULTS = [
     *faults(
-        "agents.iql.IQL.value_loss",
-        "iql-stacked",
-        (").mean(-1)\n", ").mean()\n"),
-        ("value.mean(-1)", "value.mean()"),
-    ),
-    *faults(
         "agents.iql.IQL.actor_loss",
         "iql-stacked",
         ("(weight * error).mean(-1)", "(weight * error).mean()"),
@@ -137,21 +131,12 @@ FAULTS = [
     *faults(
         "agents.iql.IQL.target_q",
         _IQL_ALL,
-        (".amin(0)", ".amax(0)"),
-        (".amin(0)", ".mean(0)"),
-        ("self.critic_target(", "self.critic("),
-        ("batch.obs, batch.action", "batch.next_obs, batch.action"),
-        ("return q", "return -q"),
+        ("logged_value(self, batch)", "-logged_value(self, batch)"),
     ),
     *faults(
         "agents.iql.IQL.value_loss",
         _IQL_ALL,
-        ("self.value(batch.obs)", "self.value(batch.next_obs)"),
-        ("q - value, self", "value - q, self"),
-        ("self.config.expectile", "1 - self.config.expectile"),
-        (").mean(-1)\n", ").sum(-1)\n"),
-        ("return loss,", "return -loss,"),
-        ('{"value": value.mean(-1)}', "{}"),
+        ("value_regression(self, batch, q)", "value_regression(self, batch, -q)"),
     ),
     *faults(
         "agents.iql.IQL.actor_loss",
@@ -178,16 +163,7 @@ FAULTS = [
     *faults(
         "agents.iql.IQL.critic_loss",
         _IQL_ALL,
-        ("torch.no_grad()", "torch.enable_grad()"),
-        ("self.value(batch.next_obs)", "self.value(batch.obs)"),
-        (
-            "self.value(batch.next_obs)",
-            "self.critic_target(batch.next_obs, batch.next_action).amin(0)",
-        ),
-        ("batch.reward, batch.mask", "-batch.reward, batch.mask"),
-        ("batch.reward, batch.mask", "batch.reward, torch.ones_like(batch.mask)"),
-        ("next_value, self.config.gamma", "next_value, 0.99"),
-        ("critic_regression(self, batch, target)", "critic_regression(self, batch, -target)"),
+        ("implicit_target(self, batch)", "-implicit_target(self, batch)"),
     ),
     *faults(
         "datasets.replay.transitions",
