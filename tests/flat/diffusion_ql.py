@@ -78,8 +78,9 @@ def train(
     for t, b in enumerate(batches):
         if lr_schedule == "cosine":
             share = (1.0 + math.cos(math.pi * t / total)) / 2.0
-            net_optimizer.param_groups[0]["lr"] = lr * share
-            critic_optimizer.param_groups[0]["lr"] = critic_lr * share
+            # As the optimisers hold them, in float32.
+            net_optimizer.param_groups[0]["lr"] = float(torch.tensor(lr * share))
+            critic_optimizer.param_groups[0]["lr"] = float(torch.tensor(critic_lr * share))
         s, a, s2 = b["obs"], b["action"], b["next_obs"]
         reward = b["raw_reward"]
         if standardize_reward:
@@ -98,7 +99,7 @@ def train(
         critic_optimizer.step()
 
         k = torch.floor(uniform(b["level"]) * levels)
-        bars = torch.cumprod(1.0 - torch.tensor(betas).double(), 0)[k.long()][:, None]
+        bars = torch.cumprod(1.0 - torch.tensor(betas, dtype=torch.float64), 0)[k.long()][:, None]
         noisy = torch.sqrt(bars) * a + torch.sqrt(1.0 - bars) * b["noise"]
         bc_loss = torch.mean((predicted(noisy, k, s, net) - b["noise"]) ** 2)
         pi = sample(s, net, b["policy_start"], b.get("policy_steps"), betas)

@@ -19,6 +19,7 @@ TRAINING: dict[str, Any] = {
     **{"gamma": 0.9, "lr": LR, "critic_lr": 2.0**-9, "polyak": 0.1},
     **{"width": 8, "depth": 2, "critic_hidden": (8, 6)},
 }
+UNCUT = {**TRAINING, "grad_norm": 50.0}
 BACKUP = {**TRAINING, "backup": 3, "lr_schedule": "cosine", "standardize_reward": True}
 SETTINGS = (
     *("eta", "levels", "backup", "grad_norm", "ema", "ema_start", "ema_every", "gamma", "lr"),
@@ -51,9 +52,7 @@ def _raw(case: Case, dataset: OfflineDataset) -> Replay:
 
 
 CASES = {
-    "diffusion_ql": Case(
-        "diffusion_ql", TRAINING, REACH, flat_diffusion_ql, noise(3, 1), view=_raw
-    ),
+    "diffusion_ql": Case("diffusion_ql", UNCUT, REACH, flat_diffusion_ql, noise(3, 1), view=_raw),
     "diffusion_ql-backup": Case(
         "diffusion_ql", BACKUP, REACH, flat_diffusion_ql, noise(3, 3), view=_raw
     ),
@@ -126,9 +125,8 @@ FAULTS = [
         f"{_AT}.critic_loss",
         _ALL,
         ("self.critic(batch.obs, batch.action)", "self.critic(batch.next_obs, batch.action)"),
-        ("td_loss(q, target).mean(-1)", "td_loss(q, target).sum(-1)"),
-        ("target.mean(-1)}", "target.amax(-1)}"),
-        ("q[0].mean(-1)", "q[1].mean(-1)"),
+        ("batch.action), target", "batch.action), -target"),
+        ("loss[None], metrics", "loss[None], {}"),
     ),
     *faults(
         f"{_AT}.policy_loss",
@@ -156,6 +154,7 @@ FAULTS = [
         f"{_AT}.schedule",
         "diffusion_ql-backup",
         ('if self.config.lr_schedule == "cosine":', "if False:"),
+        ("set_lr(self.net_opt,", "set_lr(self.critic_opt,"),
         ("self.config.critic_lr, step", "self.config.lr, step"),
     ),
     *faults(
@@ -179,6 +178,10 @@ FAULTS = [
         ('"every": config.ema_every', '"every": 1'),
         ("high=config.ema", "high=0.995"),
         ('"mish"', '"relu"'),
+    ),
+    *faults(
+        f"{_AT}.__init__",
+        "diffusion_ql",
         ("adam(self.net.parameters(), config.lr)", "adam(self.net.parameters(), 3e-4)"),
         ("config.critic_lr)", "config.lr)"),
     ),
@@ -197,18 +200,12 @@ FAULTS = [
         ('q_loss, "q": up.mean(-1)', 'q_loss, "q": up.mean()'),
     ),
     *faults(
-        f"{_AT}.critic_loss",
-        "diffusion_ql-stacked",
-        ("td_loss(q, target).mean(-1)", "td_loss(q, target).mean()"),
-        ("q[0].mean(-1)", "q[0].mean()"),
-    ),
-    *faults(
         "optim.clip_norm",
         _ALL,
         (".sqrt()", ""),
-        (".clamp(max=1.0)", ""),
-        ("1e-6", "1e-2"),
+        ("1e-6)).clamp", "1e-2)).clamp"),
     ),
+    *faults("optim.clip_norm", "diffusion_ql", (".clamp(max=1.0)", "")),
     *faults("optim.clip_norm", "diffusion_ql-uncut", ("if not most:", "if most:")),
     *faults(
         "generated_actions.cloning_error",

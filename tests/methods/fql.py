@@ -103,14 +103,7 @@ FAULTS = [
         f"{_AT}.critic_loss",
         _ALL,
         ("self.critic(batch.obs, batch.action)", "self.critic(batch.next_obs, batch.action)"),
-        ("target.mean(-1)}", "target.amax(-1)}"),
-        ("td_loss(q, target).mean(-1)", "td_loss(q, target).sum(-1)"),
-    ),
-    *faults(
-        f"{_AT}.critic_loss",
-        "fql-stacked",
-        ("td_loss(q, target).mean(-1)", "td_loss(q, target).mean()"),
-        ("q[0].mean(-1)", "q[0].mean()"),
+        ("batch.action), target", "batch.action), -target"),
     ),
     *faults(
         f"{_AT}.__init__",
