@@ -101,7 +101,8 @@ class EBT(Agent):
     measure = "loss"
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "offrl": {
-            **{"history": 2, "horizon": 8, "execute": 4, "width": 64, "depth": 2, "lr": 1e-3},
+            **{"history": 2, "horizon": 8, "execute": 4, "lr": 1e-3},
+            **{"backbone": "mlp", "width": 256, "depth": 4},
         },
     }
 

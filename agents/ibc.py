@@ -96,6 +96,7 @@ class IBC(Agent):
             **{"method": "langevin", "candidates": 512, "rounds": 100, "penalty": 1.0},
             **{"rate": 0.5, "shake": 0.5, "limit": 0.5},
         },
+        "offrl": {"negatives": 64, "candidates": 512},
     }
 
     def __init__(self, spec: Spec, config: IBCConfig, learners: Learners) -> None:
