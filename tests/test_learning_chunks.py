@@ -53,6 +53,14 @@ def test_both_ways_to_act_are_kept(name: str) -> None:
     assert sum(modes(drawn(fit(name, bandit(), settings, 400, fault=BROKEN[name])))) < 0.5
 
 
+def test_one_step_of_a_flow_is_the_mean_and_one_of_a_consistency_model_is_a_mode() -> None:
+    # At t = 0 the velocity is E[A] - x, and x + v its mean; f(x, sigma_max) is an end of a path.
+    flow = drawn(fit("flow_bc", bandit(), {**NARROW, "sampler_steps": 1}, 400))
+    assert sum(modes(flow)) < 0.02
+    single = fit("consistency_bc", bandit(), {**NARROW, "sampler_steps": 1}, 400)
+    assert sum(modes(drawn(single))) > 0.8
+
+
 def test_regression_takes_the_mean_of_both() -> None:
     actions = drawn(fit("chunk_bc", bandit(), NARROW, 400))
     assert np.abs(actions).max() < 0.1
