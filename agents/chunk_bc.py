@@ -1,6 +1,7 @@
-"""Behaviour cloning of action chunks: regression, beside which generative policies are measured.
+"""Behaviour cloning of action chunks (chunk BC; Chi et al., RSS 2023, arXiv:2303.04137).
 
-The policy answers the last observations O with a chunk of actions A:
+Regression, beside which generative policies are measured. The policy answers the last observations
+O with a chunk of actions A:
 
     L = E[ |net(0, 0, O) - A|^2 ],  averaged over the elements of the chunk
     average <- average + (1 - decay) (net - average)
@@ -8,10 +9,10 @@ The policy answers the last observations O with a chunk of actions A:
 Within an update: one step on L, then the average, which is what acts, in one pass of the network.
 Where the data know several ways, the least L is their mean, which may be none of them.
 
-This is no paper's method but the comparison that papers make (the regression head of
-arXiv:2505.09561): the networks of Diffusion Policy (arXiv:2303.04137) with the noisy actions and
-the level that they are given at zero, its chunks, optimiser and average. What differs between this
-agent and `diffusion_policy`, `flow_bc` or `consistency_bc` of the same settings is the loss alone.
+This is not the paper's method, Diffusion Policy, but what it is compared with (as the regression
+head of arXiv:2505.09561 is): the networks of Diffusion Policy with the noisy actions and the level
+that they are given at zero, its chunks, optimiser and average. What differs between this agent and
+`diffusion_policy`, `flow_bc` or `consistency_bc` of the same settings is the loss alone.
 """
 
 from collections.abc import Mapping

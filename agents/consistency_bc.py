@@ -1,5 +1,4 @@
-"""Behaviour cloning by a consistency model (Consistency-BC; Ding and Jin, ICLR 2024,
-arXiv:2309.16984).
+"""Behaviour cloning by consistency models (C-BC; Ding and Jin, ICLR 2024, arXiv:2309.16984).
 
 The policy generates a chunk of actions A under the last observations O, in one evaluation of f or
 in a few. f(x, sigma) answers a noisy x with the data at the end of its path, x itself at sigma_min:
@@ -15,12 +14,12 @@ updates, up to `last_levels`. Within an update: one step on L, then the average,
 Acting: f(sigma_max eps, sigma_max); for each further step noise is put back up to the next level.
 
 Consistency training without a teacher (arXiv:2303.01469), always in the improved form
-(arXiv:2310.14189), which is an option of Consistency-BC's code: it has no average as a target, the
+(arXiv:2310.14189), which is an option of the authors' code: no average as a target, the
 pseudo-Huber distance, the weight 1 / (sigma' - sigma), this density of levels and this grid, in
 place of an average, squared distances, even levels and a grid that grows from 2 to 150 intervals.
 Departures from both: sigma_max is 5 rather than 80, and the grid ends at 160 rather than 1,280
 intervals, since actions lie in [-1, 1]; levels are drawn by their density's quantiles rather than
-from a table, to the same probabilities. Departures from Consistency-BC: x is scaled by c_in and
+from a table, to the same probabilities. Departures from the authors' code: x is scaled by c_in and
 levels are 1,000 ln(sigma) / 4, as in the code of arXiv:2303.01469. Chunks, networks, optimiser and
 average are Diffusion Policy's (arXiv:2303.04137), so that the loss is all that differs from it.
 """

@@ -112,7 +112,7 @@ def page_text(facts: Mapping[str, Any], width: int) -> str:
         if ":" not in name
         else f"  offrl train --agent {name} --dataset {EXAMPLE}",
         f"  offrl train --agent {name} --help    # these settings, and those of every run",
-        f'  offrl.train("{name}", "{EXAMPLE}")    # the same from Python; settings by name',
+        f'  offrl.train("{name}", "{EXAMPLE}")    # from Python; settings by name',
     ]
     lines += ["", "MEASURED", "", *_results(facts["results"], width)]
     return "\n".join(lines)
