@@ -31,6 +31,13 @@ TASKS = {
     "offrl/Recall-v0": Task("offrl.envs.memory:Recall", Recall.limit()),
     "offrl/RecallLong-v0": Task("offrl.envs.memory:Recall", Recall.limit(24), {"delay": 24}),
     "offrl/GoalReach-v0": Task("offrl.envs.goal_reaching:GoalReach", 60),
+    # One step, which ends the episode: a limit of one would look like the end by time.
+    "offrl/LuckyBandit-v0": Task("offrl.envs.luck:Bandit", 2),
+    "offrl/LuckierBandit-v0": Task("offrl.envs.luck:Bandit", 2, {"p": 0.3}),
+    "offrl/SlipperyLake-v0": Task("offrl.envs.luck:Lake", 100),
+    "offrl/FirmLake-v0": Task("offrl.envs.luck:Lake", 100, {"slip": 0.0}),
+    "offrl/NoisyReacher-v0": Task("offrl.envs.noisy_reacher:NoisyReacher", 50),
+    "offrl/StillReacher-v0": Task("offrl.envs.noisy_reacher:NoisyReacher", 50, {"noise": 0.0}),
 }
 
 

@@ -25,11 +25,15 @@ from offrl.envs.tasks import TASKS
 from offrl.errors import ConfigError, DataError
 from offrl.evaluation import Evaluation, evaluate
 
+# Of these the script is a behaviour to do better than: tests/test_envs_luck.py.
+LUCK = [
+    name for name in TASKS if TASKS[name].entry_point.split(":")[0].endswith(("luck", "reacher"))
+]
 REACH, RECALL, GOAL = "offrl/MultiReach-v0", "offrl/Recall-v0", "offrl/GoalReach-v0"
 Array = NDArray[Any]
 
 
-@pytest.mark.parametrize("env_id", TASKS)
+@pytest.mark.parametrize("env_id", [name for name in TASKS if "Reacher" not in name])
 def test_gymnasiums_checker_passes(env_id: str) -> None:
     env = make(env_id)
     check_env(env.unwrapped, skip_render_check=True)
@@ -39,7 +43,7 @@ def test_gymnasiums_checker_passes(env_id: str) -> None:
     assert env.spec is not None and env.spec.max_episode_steps == TASKS[env_id].steps
 
 
-@pytest.mark.parametrize("env_id", TASKS)
+@pytest.mark.parametrize("env_id", [name for name in TASKS if name not in LUCK])
 def test_demonstrations_succeed_in_every_way(env_id: str) -> None:
     result = evaluate(demonstrator(env_id), env_id, 100, deterministic=False)
     assert result.success_rate is not None and result.success_rate >= 0.95
