@@ -18,8 +18,9 @@ with any weight between and beyond (twice the evaluations). Defaults are the kit
 conditioned on goals (guidance 1, the better one there); the authors' guided one has 1.5.
 
 Where the paper and its code leave a choice: (a) the goal is hidden per sample; the code draws for
-each component, so that no goal at all is next to never seen. (b) The learning rate falls by
-`lr_decay` every 100 updates, as in the code, to 1.8 % of itself in 40,000; 1 keeps it. (c)
+each component, so that no goal at all is next to never seen. (b) The learning rate falls to
+`lr_decay` of itself in 100 updates, as in the code (there at once), so to 1.8 % in 40,000; 1 keeps
+it. (c)
 sigma_max = 1 draws the mean of actions with spread s towards 0 by the share
 1 - s / sqrt(s^2 + 1): raise it where one situation allows very different actions. (d) Past actions
 are put back at each step, as the code's option to keep them does: by default it moves them along,
@@ -84,7 +85,7 @@ class BESOConfig:
     depth: int = 6  # layers, or blocks
     heads: int = 6  # of the GPT
     lr: float = 1e-4
-    lr_decay: float = 0.99  # factor on lr after every 100 updates
+    lr_decay: float = 0.99  # factor on lr in 100 updates
     weight_decay: float = 1e-2  # of AdamW
     ema: float = 0.999  # largest decay of the average
 
@@ -169,7 +170,7 @@ class BESO(Agent):
         return chunk_noise(self, batch_size)
 
     def schedule(self, step: int, steps: int) -> None:
-        set_lr(self.net_opt, self.config.lr * self.config.lr_decay ** (step // 100))
+        set_lr(self.net_opt, self.config.lr * self.config.lr_decay ** (step / 100))
         self.average.schedule(step)
 
     def update(self, batch: GoalBatch, noise: Noise, phase: int) -> Metrics:

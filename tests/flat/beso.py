@@ -40,15 +40,18 @@ def train(
     sigma_min: float,
     sigma_max: float,
     lr: float,
+    lr_decay: float,
     weight_decay: float,
     ema: float,
 ) -> tuple[dict[str, Layers], list[dict[str, Tensor]]]:
     net = [p.clone().requires_grad_() for p in nets["net"]]
     average = [p.detach().clone() for p in net]
-    optimizer = optimizer_of(net, float(torch.tensor(lr)), weight_decay, (0.9, 0.999))
+    optimizer = optimizer_of(net, lr, weight_decay, (0.9, 0.999))
     bars = kept(levels)
     history = []
     for t, b in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = float(torch.tensor(lr * lr_decay ** (t / 100)))
         a, eps, real = b["action"], b["noise"], b["real"]
         if process == "ddpm":
             k = torch.floor(uniform(b["level"]) * levels)

@@ -13,10 +13,17 @@ from offrl.datasets.windows import Goals, windows
 
 # Of goals that are often hidden or beyond the end, of an average that is not the network.
 COMMON: dict[str, Any] = {
-    **{"lr": LR, "weight_decay": 0.1, "ema": 0.5, "goal_dropout": 0.3, "goal_length": 2},
+    **{
+        "lr": LR,
+        "lr_decay": 0.2,
+        "weight_decay": 0.1,
+        "ema": 0.5,
+        "goal_dropout": 0.3,
+        "goal_length": 2,
+    },
     **{"sigma_data": 0.4, "sigma_min": 0.1, "sigma_max": 0.9, "normalize": "minmax"},
 }
-SETTINGS = ("process", "levels", "sigma_data", "sigma_min", "sigma_max", "lr", "weight_decay")
+SETTINGS = ("process", "levels", "sigma_data", "sigma_min", "sigma_max", "lr", "lr_decay")
 
 
 def goal_view(case: Case, dataset: OfflineDataset) -> Replay:
@@ -41,7 +48,7 @@ def flat_beso(
     dataset: OfflineDataset,
     view: Replay,
 ) -> Trained:
-    return flat.beso.train(nets, batches, **case.settings(*SETTINGS, "ema"))
+    return flat.beso.train(nets, batches, **case.settings(*SETTINGS, "weight_decay", "ema"))
 
 
 def _case(changes: dict[str, Any], **settings: Any) -> Case:
@@ -70,6 +77,8 @@ OTHER = {
     ("beso", "past"): ("noised", {}),
     ("beso", "heads"): (4, {"backbone": "gpt"}),
     ("beso", "lr_decay"): (0.5, {}),
+    ("beso", "sigma_data"): (0.3, {}),
+    ("beso", "ema"): (0.3, {}),
 }
 
 _ALL = "beso beso-ddpm beso-stacked"
@@ -114,7 +123,7 @@ FAULTS = [
         f"{_CLASS}.schedule",
         _ALL,
         ("self.config.lr *", "0.5 * self.config.lr *"),
-        ("self.config.lr_decay ** (step // 100)", "self.config.lr_decay ** (1 + step)"),
+        ("self.config.lr_decay ** (step / 100)", "1.0"),
         ("self.average.schedule(step)", "pass"),
     ),
     *faults(
