@@ -1,7 +1,7 @@
 """How samples are made: a process, a sampler and its steps, as settings that a policy keeps."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from jaxtyping import Float
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from offrl.checks import as_declared, check_intervals
 from offrl.consistency import Consistency
-from offrl.denoising import Denoise, Network, denoiser
+from offrl.denoising import Denoise, Network, Path, denoiser
 from offrl.errors import ConfigError, near
 from offrl.processes import DDPM, EDM, Flow
 from offrl.samplers import Hook, Sample, generate, noise_shapes
@@ -35,12 +35,14 @@ class Generation:
     sampler: str = "ddim"  # a name of offrl.samplers
     steps: int = 8  # of the sampler
     clip: float | None = 1.0
+    path: Path = field(init=False, repr=False, compare=False)  # its points, which follow
 
     def __post_init__(self) -> None:
         if self.clip is not None:
             check_intervals(self, clip="(0, inf)")
         noise_shapes(self.sampler, self.steps, ())
-        self.process.path(self.steps)
+        # Made once: a graph that is compiled holds its numbers and does not work them out.
+        object.__setattr__(self, "path", self.process.path(self.steps))
 
     def noise(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         """Shapes of the standard normal numbers for a sample of this shape."""
@@ -56,8 +58,7 @@ class Generation:
         self, denoise: Denoise, noise: Noise, event: int = 2, hook: Hook | None = None
     ) -> Sample:
         """Samples from the noise of `offrl.samplers.generate`, with their evaluations."""
-        path = self.process.path(self.steps)
-        return generate(self.sampler, self.process, denoise, path, noise, event, hook)
+        return generate(self.sampler, self.process, denoise, self.path, noise, event, hook)
 
     def spec(self) -> dict[str, Any]:
         process = {"type": type(self.process).__name__, **asdict(self.process)}
@@ -80,8 +81,8 @@ class Generation:
                 f"{near(kind, PROCESSES)}"
             )
         made = PROCESSES[kind](**process)
-        for field in fields(made):
-            as_declared(made, field, getattr(made, field.name))
+        for entry in fields(made):
+            as_declared(made, entry, getattr(made, entry.name))
         return cls(made, **settings)
 
 

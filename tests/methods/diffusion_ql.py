@@ -77,6 +77,7 @@ OTHER = {
     ("diffusion_ql", "ema_every"): (2, {}),
     ("diffusion_ql", "grad_norm"): (0.01, {}),
     ("diffusion_ql", "lr_schedule"): ("cosine", {}),
+    ("diffusion_ql", "critic_hidden"): ((16, 8), {}),
 }
 
 _AT = "agents.diffusion_ql.DiffusionQL"
