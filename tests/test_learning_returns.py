@@ -1,5 +1,6 @@
 """What agents that are asked for a return must learn on problems with a known answer."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,37 @@ def test_a_forgetful_copy_does_not(agent: str) -> None:
     said = learner.actor(batch)
     second = (said if isinstance(said, torch.Tensor) else said.action)[:, 1, 0]
     assert float((second[0] - second[1]).abs().detach()) < 0.2
+
+
+# -- padding --------------------------------------------------------------------------------------
+
+
+@each
+def test_the_loss_is_of_recorded_steps_alone(agent: str) -> None:
+    learner: Any
+    learner, replay = build(agent, walk(episodes=9, length=3))
+    batch: Any = inputs(learner, replay)[0]
+    hidden = batch.real == 0
+    assert 0 < int(hidden.sum()) < hidden.numel()
+    noise = torch.Generator().manual_seed(1)
+
+    def scrambled(x: torch.Tensor) -> torch.Tensor:
+        other = torch.randn(x.shape, generator=noise, dtype=x.dtype)
+        return other.where(hidden.reshape(*hidden.shape, *[1] * (x.ndim - 2)), x)
+
+    changes = {name: scrambled(getattr(batch, name)) for name in ("to_go", "obs", "action")}
+    other = replace(batch, **changes, time=batch.time.where(~hidden, torch.tensor(3)))
+
+    def goals(given: Any) -> tuple[torch.Tensor, ...]:
+        return () if agent == "dt" else (learner.evolved_action(given),)
+
+    loss = learner.actor_loss(batch, *goals(batch))[0]
+    again = learner.actor_loss(other, *goals(other))[0]
+    torch.testing.assert_close(again, loss, rtol=0, atol=1e-12)
+    # Every recorded step counts once: the mean over steps, not over sequences.
+    if agent == "dt":
+        error = (learner.actor(batch) - batch.action).square().mean(-1)
+        torch.testing.assert_close(loss[0], error[~hidden].mean())
 
 
 # -- the regulariser of Decision Mamba ------------------------------------------------------------
