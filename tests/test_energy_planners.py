@@ -203,6 +203,19 @@ def test_a_transformer_is_trained_and_plans(changes: dict[str, Any]) -> None:
     assert not type(agent).stacks(config) and type(agent).stacks(replace(config, backbone="mlp"))
 
 
+@pytest.mark.compiled
+def test_a_transformers_update_is_the_same_in_a_graph() -> None:
+    sizes: dict[str, Any] = {"history": 2, "horizon": 4, "execute": 2, "width": 8, "depth": 1}
+    config, trained = EBTConfig(**sizes, stage="s2"), []
+    for backend in ("eager", "aot_eager"):
+        agent, replay = build("ebt", walk(), config=config)
+        agent.backend = backend
+        updates(agent, replay, 3)
+        trained.append(agent.state_dict())
+    for key, value in trained[0].items():
+        torch.testing.assert_close(trained[1][key], value, rtol=0, atol=1e-9, msg=key)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
