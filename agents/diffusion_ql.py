@@ -147,9 +147,10 @@ class DiffusionQL(Agent):
 
     def __init__(self, spec: Spec, config: DiffusionQLConfig, learners: Learners) -> None:
         super().__init__(spec, config, learners)
-        sizes = {"hidden": config.width, "depth": config.depth}
         self.generation = Generation(DDPM(config.levels, "vp"), "ddpm", config.levels)
-        self.net = MLPDenoiser(1, self.act_dim, self.obs_dim, learners, **sizes)
+        self.net = MLPDenoiser(
+            *(1, self.act_dim, self.obs_dim, learners), hidden=config.width, depth=config.depth
+        )
         self.critic = Critic(
             *(self.obs_dim, self.act_dim, config.critic_hidden, learners), activation="mish"
         )

@@ -1,4 +1,4 @@
-"""`offrl data list | info | import | collect | corrupt`."""
+"""`offrl data list | info | import | collect | corrupt | synthesize`."""
 
 import argparse
 import json
@@ -24,14 +24,15 @@ ROLES = (
 def main(argv: list[str]) -> int:
     """Run one of the sub-commands; returns the exit code."""
     commands = {"list": _list, "info": _info, "import": _import}
-    commands |= {"collect": _collect, "corrupt": _corrupt}
+    commands |= {"collect": _collect, "corrupt": _corrupt, "synthesize": _synthesize}
     usage = (
-        "usage: offrl data {list,info,import,collect,corrupt} ...\n\n"
-        "  list     names of datasets, and where each is\n"
-        "  info     sizes, returns, lengths, action saturation and problems of a dataset\n"
-        "  import   write any readable dataset as a Minari dataset\n"
-        "  collect  make a dataset with SAC, a saved policy or a demonstrator\n"
-        "  corrupt  corrupt a share of a dataset, to see what still learns from it\n"
+        "usage: offrl data {list,info,import,collect,corrupt,synthesize} ...\n\n"
+        "  list        names of datasets, and where each is\n"
+        "  info        sizes, returns, lengths, action saturation and problems of a dataset\n"
+        "  import      write any readable dataset as a Minari dataset\n"
+        "  collect     make a dataset with SAC, a saved policy or a demonstrator\n"
+        "  corrupt     corrupt a share of a dataset, to see what still learns from it\n"
+        "  synthesize  draw a dataset from a diffusion model of another, towards a policy\n"
     )
     if not argv or argv[0] in ("-h", "--help"):
         print(usage)
@@ -44,9 +45,13 @@ def main(argv: list[str]) -> int:
     return commands[argv[0]](argv[1:])
 
 
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that say how a dataset is found and read."""
-    parser.add_argument("dataset", help="name, path of a file or folder, or Minari id")
+def add_data_arguments(parser: argparse.ArgumentParser, flag: str | None = None) -> None:
+    """The options that say how a dataset is found and read; `flag` is before its name, if any."""
+    what = "name, path of a file or folder, or Minari id"
+    if flag is None:
+        parser.add_argument("dataset", help=what)
+    else:
+        parser.add_argument(flag, dest="dataset", metavar="DATASET", required=True, help=what)
     where = parser.add_argument_group("where to look")
     where.add_argument("--data-dir", metavar="DIR", help="local folder (default $OFFRL_DATASETS)")
     where.add_argument("--cache", metavar="DIR", help="downloads (default ~/.cache/offrl)")
@@ -189,3 +194,8 @@ def _corrupt(argv: list[str]) -> int:
     # An attack trains an agent first, and so stands above all that data knows of.
     corrupt: Callable[[list[str]], int] = import_module("offrl.corrupt_cli").main
     return corrupt(argv)
+
+
+def _synthesize(argv: list[str]) -> int:
+    synthesize: Callable[[list[str]], int] = import_module("offrl.synthesize_cli").main
+    return synthesize(argv)
