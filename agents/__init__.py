@@ -25,7 +25,7 @@ from offrl.agents.edac import EDAC, EDACConfig
 from offrl.agents.flow_bc import FlowBC, FlowBCConfig
 from offrl.agents.fql import FQL, FQLConfig
 from offrl.agents.ibc import IBC, IBCConfig
-from offrl.agents.idql import IDQL, IFQL, IDQLConfig
+from offrl.agents.idql import IDQL, IDQLConfig
 from offrl.agents.iql import IQL, IQLConfig
 from offrl.agents.odice import ODICE, ODICEConfig
 from offrl.agents.odice_il import ODICEIL, ODICEILConfig
@@ -53,7 +53,19 @@ AGENTS: dict[str, tuple[type[Agent], Any]] = {
     "awac": (AWAC, AWACConfig()),
     "diffusion_ql": (DiffusionQL, DiffusionQLConfig()),
     "idql": (IDQL, IDQLConfig()),
-    "ifql": (IDQL, IFQL),
+    "ifql": (
+        IDQL,
+        IDQLConfig(
+            process="flow",
+            levels=10,
+            candidates=32,
+            dropout=0.0,
+            ema=0.0,
+            actor_schedule="constant",
+            expectile=0.9,
+            reward_by_return_range=False,
+        ),
+    ),
     "fql": (FQL, FQLConfig()),
     "awm": (AWM, AWMConfig()),
     "chunk_bc": (ChunkBC, ChunkBCConfig()),

@@ -58,18 +58,6 @@ class IDQLConfig(ImplicitGeneratorConfig):
     """The authors' settings on locomotion, where batches are of 512; see the recipes."""
 
 
-IFQL = IDQLConfig(
-    process="flow",
-    levels=10,
-    candidates=32,
-    dropout=0.0,
-    ema=0.0,
-    actor_schedule="constant",
-    expectile=0.9,
-    reward_by_return_range=False,
-)
-
-
 class IDQL(Agent):
     """Implicit values, a cloning diffusion model, and the best of its actions."""
 

@@ -38,7 +38,7 @@ class OneStep:
 
 @dataclass(frozen=True)
 class ImplicitGeneratorConfig(OneStep):
-    """A generator of actions beside IQL's values; each agent has its own defaults."""
+    """A generator of actions beside implicit values; each agent has its own defaults."""
 
     process: Literal["diffusion", "flow"] = "diffusion"
     levels: int = 5  # T, of noise, and steps of the sampler; of a flow, Euler's steps alone
@@ -76,7 +76,7 @@ def generation_of(config: ImplicitGeneratorConfig) -> Generation:
 
 
 def residual_net(agent: Any) -> MLPDenoiser:
-    """IDQL's network, whose level is a step by learned frequencies; of a flow, a time by fixed."""
+    """Residual layers, with a step at learned frequencies, or a flow's time at fixed ones."""
     cfg, flows = agent.config, agent.config.process == "flow"
     return MLPDenoiser(
         *(1, agent.act_dim, agent.obs_dim, agent.learners),

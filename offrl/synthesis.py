@@ -206,7 +206,7 @@ def policy_likelihood(policy: Policy, view: Trajectories, device: torch.device) 
     if not isinstance(actor, DeterministicActor | GaussianActor | SquashedGaussianActor):
         raise ConfigError(
             f"a policy of {type(actor).__name__} has no likelihood of an action to guide by; take "
-            "one of a deterministic or Gaussian actor, such as td3_bc, iql or cql"
+            "one whose actor is deterministic, Gaussian or a squashed Gaussian"
         )
     actor = actor.to(device)
     mean, std = (torch.from_numpy(x).to(device) for x in (policy.obs_mean, policy.obs_std))
