@@ -122,6 +122,43 @@ class SequenceBatch(Sample):
 
 
 @dataclass(frozen=True)
+class SegmentBatch(Sample):
+    """One minibatch of what happened before now and from now on, oldest first.
+
+    The steps from now on are the last ones of the view's `future`. `real` is 1 where the entry is
+    a recorded step, 0 where it stands for one before the episode's first or after its last, and
+    all else is then zero. Rewards, and `to_go`, the undiscounted return from now to the episode's
+    end, are standardised; `time` is the number of the step within its episode. `index` is the row
+    of now.
+    """
+
+    obs: Float[Tensor, "*seed batch steps obs"]
+    action: Float[Tensor, "*seed batch steps act"]
+    reward: Float[Tensor, "*seed batch steps"]
+    next_obs: Float[Tensor, "*seed batch steps obs"]
+    time: Int[Tensor, "*seed batch steps"]
+    real: Float[Tensor, "*seed batch steps"]
+    to_go: Float[Tensor, "*seed batch"]
+    index: Int[Tensor, "*seed batch"]
+
+
+@dataclass(frozen=True)
+class SegmentPairBatch(Sample):
+    """One minibatch of pairs of segments, each of several consecutive steps of an episode.
+
+    `score` says what each of the two is worth: the first is preferred where its score is not below
+    the second's. `real` is 1 where the entry is a recorded step; the others, which come last, pad
+    what is shorter and are zero. `index` is the row of the first segment's first step.
+    """
+
+    obs: Float[Tensor, "*seed batch 2 steps obs"]
+    action: Float[Tensor, "*seed batch 2 steps act"]
+    real: Float[Tensor, "*seed batch 2 steps"]
+    score: Float[Tensor, "*seed batch 2"]
+    index: Int[Tensor, "*seed batch"]
+
+
+@dataclass(frozen=True)
 class Context:
     """What a policy that plans knows when it does, for n episodes side by side.
 
