@@ -19,6 +19,7 @@ from offrl.agents.cql import CQL, CQLConfig
 from offrl.agents.decision_mamba import DecisionMamba, DecisionMambaConfig
 from offrl.agents.diffusion_policy import DiffusionPolicy, DiffusionPolicyConfig
 from offrl.agents.diffusion_ql import DiffusionQL, DiffusionQLConfig
+from offrl.agents.doc import DoC, DoCConfig
 from offrl.agents.dt import DT, DTConfig
 from offrl.agents.ebt import EBT, EBTConfig
 from offrl.agents.edac import EDAC, EDACConfig
@@ -80,6 +81,7 @@ AGENTS: dict[str, tuple[type[Agent], Any]] = {
     "act_jepa": (ACTJEPA, ACTJEPAConfig()),
     "dt": (DT, DTConfig()),
     "decision_mamba": (DecisionMamba, DecisionMambaConfig()),
+    "doc": (DoC, DoCConfig()),
 }
 
 __all__ = [
@@ -125,6 +127,8 @@ __all__ = [
     "DiffusionPolicyConfig",
     "DiffusionQL",
     "DiffusionQLConfig",
+    "DoC",
+    "DoCConfig",
     "EBTConfig",
     "EDACConfig",
     "FQLConfig",

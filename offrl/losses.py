@@ -122,3 +122,20 @@ def pseudo_huber(
     Source: improved consistency training (arXiv:2310.14189), where c = 0.00054 sqrt(features).
     """
     return (error.square().sum(-1) + width**2).sqrt() - width
+
+
+def contrastive_bound(
+    pair: Float[Tensor, "*any"], score: Float[Tensor, "*any others"], real: Tensor
+) -> Float[Tensor, "*any"]:
+    """u(x, y) - log mean_j exp u(x, y_j): at most the information that x and y share, in mean.
+
+    `pair` is u of what belongs together, `score` u of x with each y_j of a reference that does not
+    depend on x, `real` (of score's shape, or one that expands to it) 0 where y_j is to be left
+    out. Tight at u = log p(y | x) / p(y), up to a term without x where the reference is another
+    distribution than that of y; with n others it is at most log n where y is one of them.
+    Source: the bound of Donsker and Varadhan taken for each x, as in Dichotomy of Control
+    (arXiv:2210.13435); with the batch as reference it is InfoNCE (arXiv:1807.03748).
+    """
+    known = score.masked_fill(real == 0, -1e30)
+    count = real.expand_as(score).sum(-1).clamp(min=1.0)
+    return pair - known.logsumexp(-1) + count.log()

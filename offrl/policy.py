@@ -337,8 +337,11 @@ def load_policy(
     network.eval().requires_grad_(False).to(device)
     if saved.conditioning is not None:
         # Its policy is one of this module's: it can be imported once this module is.
+        from offrl.latent_policy import LatentModel, latent_policy
         from offrl.sequence_policy import sequence_policy
 
+        if isinstance(network, LatentModel):
+            return latent_policy(saved, network, seed)
         return sequence_policy(saved, network, seed)
     held = network, saved.spec, saved.obs_mean, saved.obs_std, saved.provenance, seed
     if saved.execution is None:

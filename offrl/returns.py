@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -57,7 +57,17 @@ def target_of_data(config: ReturnConfig, view: Sequences) -> float:
     return view.best_return if config.target_return is None else config.target_return
 
 
-def warm_up(config: ReturnConfig, optimizer: torch.optim.Optimizer, step: int) -> None:
+@runtime_checkable
+class Warming(Protocol):
+    """Settings of a learning rate that rises."""
+
+    @property
+    def lr(self) -> float: ...
+    @property
+    def warmup(self) -> int: ...
+
+
+def warm_up(config: Warming, optimizer: torch.optim.Optimizer, step: int) -> None:
     """lr (step + 1) / warmup, and then lr."""
     set_lr(optimizer, config.lr * min((step + 1) / config.warmup, 1.0))
 

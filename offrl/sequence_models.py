@@ -22,6 +22,7 @@ from torch.nn.functional import gelu
 from offrl.attention import GPT, Activation, KeyValue, blocks_of
 from offrl.errors import ConfigError, near
 from offrl.initial import redraw
+from offrl.latent_models import LatentActor
 from offrl.mamba import EPS, GrainState, TwoGrains
 from offrl.networks import Learners
 from offrl.types import SequenceBatch
@@ -252,9 +253,10 @@ def layers_of(modules: nn.ModuleList) -> list[TwoGrains]:
     return [module for module in modules if isinstance(module, TwoGrains)]
 
 
-SEQUENCE_MODELS: Mapping[str, type[ReturnTransformer] | type[ReturnMamba]] = {
+SEQUENCE_MODELS: Mapping[str, type[ReturnTransformer] | type[ReturnMamba] | type[LatentActor]] = {
     "ReturnTransformer": ReturnTransformer,
     "ReturnMamba": ReturnMamba,
+    "LatentActor": LatentActor,
 }
 
 

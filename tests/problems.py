@@ -71,12 +71,18 @@ ACTIONS: dict[str, Any] = {  # of agents that generate one action: few candidate
 }
 
 
+LATENTS: dict[str, Any] = {  # of agents that form latents of the future: few steps of it
+    **{"future": 4, "hold": 2, "latent": 3, "features": 4},
+}
+
+
 def narrow(name: str) -> dict[str, Any]:
     """Settings under which every network of the agent is narrow."""
     fields = AGENTS[name][1].__dataclass_fields__
     settings: dict[str, Any] = {f: HIDDEN for f in fields if f.endswith("hidden")}
     settings |= {f: v for f, v in CHUNKS.items() if "history" in fields and f in fields}
     settings |= {f: v for f, v in SEQUENCES.items() if "context" in fields}
+    settings |= LATENTS if "future" in fields else {}
     if "candidates" in fields or "flow_steps" in fields:
         settings = {f: v for f, v in ACTIONS.items() if f in fields} | settings
     return settings

@@ -18,6 +18,7 @@ from offrl import checkpoints
 from offrl.agent import Agent
 from offrl.agents import AGENTS
 from offrl.errors import ConfigError
+from offrl.latent_policy import LatentPolicy
 from offrl.networks import Learners
 from offrl.optim import parameters_of
 from offrl.policy import PlanPolicy
@@ -166,7 +167,8 @@ def test_a_saved_policy_acts_the_same_in_a_fresh_process(name: str, tmp_path: Pa
     expected = policy.predict(obs)
     modules = [("offrl", 0.0), ("offrl.runtime", 1e-5)]
     # Plans and memories need torch: offrl.runtime says so (tests/test_execution.py).
-    for module, tolerance in modules[: 1 if isinstance(policy, PlanPolicy | SequencePolicy) else 2]:
+    remembers = isinstance(policy, PlanPolicy | SequencePolicy | LatentPolicy)
+    for module, tolerance in modules[: 1 if remembers else 2]:
         command = [sys.executable, "-c", code, str(tmp_path), module]
         result = subprocess.run(command, capture_output=True, text=True, check=True)
         found = np.array(json.loads(result.stdout), np.float32)
