@@ -45,6 +45,10 @@ class Way:
     evaluations: str  # of the network, for an action
     changes: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def named(self) -> tuple[str, str]:
+        return self.text, self.evaluations
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -81,7 +85,7 @@ def memory(context: int) -> dict[str, Trained]:
         checked = Way(f"{many}, past predicted, best of 10", "80")
         without = {**shape, "past_steps": 0, "samples": 1}
         cells[length] = Trained("ptp", without, [plain])
-        cells[f"{length}-ptp"] = Trained("ptp", shape, [checked, told])
+        cells[f"{length}-ptp"] = Trained("ptp", shape, [told, checked])
     return cells
 
 
@@ -108,8 +112,8 @@ TASKS = {
                 "beso",
                 STEPS,
                 [
-                    Way("DDPM's process, DDIM", "8"),
                     Way("DDPM's process, DDPM", "100", sampler("ancestral", 100)),
+                    Way("DDPM's process, DDIM", "8"),
                     Way("DDPM's process, DDIM", "3", sampler("ddim", 3)),
                 ],
             ),
@@ -152,15 +156,16 @@ def demonstrated(env: str) -> dict[str, Any]:
 
 
 def rows_of(folder: Path, task: Task) -> list[tuple[str, str, list[float]]]:
-    """Text, evaluations and the success of each seed, of the cells that exist."""
+    """Text, evaluations and the success of each seed, of the cells that exist, in their order."""
     rows = []
-    for name in task.cells:
+    for name, cell in task.cells.items():
         if not (folder / name / "cell.json").exists():
             continue
         seeds = read_json(folder / name / "cell.json")["seeds"]
-        for tried in zip(*(seed["ways"] for seed in seeds), strict=True):
-            first = tried[0]
-            rows.append((first["text"], first["evaluations"], [t["success"] for t in tried]))
+        for way in cell.ways:
+            place = [(w["text"], w["evaluations"]) for w in seeds[0]["ways"]].index(way.named)
+            tried = [seed["ways"][place] for seed in seeds]
+            rows.append((way.text, way.evaluations, [t["success"] for t in tried]))
     return rows
 
 
@@ -171,7 +176,8 @@ def section(page: Path, env: str) -> list[str]:
     if not rows:
         return []
     first = next(folder / name for name in task.cells if (folder / name).exists())
-    config, facts = read_json(learners(first)[0] / "config.json"), read_json(folder / FACTS)
+    runs, facts = learners(first), read_json(folder / FACTS)
+    config = read_json(runs[0] / "config.json")
     data, own, train = config["dataset"], config["agent_config"], config["train"]
     chance = "" if task.chance is None else f" Chance: {percent(task.chance)} %."
     lines = [
@@ -181,7 +187,7 @@ def section(page: Path, env: str) -> list[str]:
         f"{data['episodes']} demonstrations, {data['steps']:,} steps; the demonstrator, with its "
         f"noise, succeeds in {percent(facts['success'])} % of the starts.{chance} Backbone "
         f"`{own['backbone']}` of {own['depth']} blocks of {own['width']} units, "
-        f"{train['steps']:,} updates of {train['batch_size']} windows, {train['seeds']} seeds.",
+        f"{train['steps']:,} updates of {train['batch_size']} windows, {len(runs)} seeds.",
         "",
         "| policy | evaluations an action | success, % | 95 % interval |",
         "|---|--:|--:|--:|",
@@ -213,7 +219,7 @@ def draw_rows(rows: Sequence[tuple[str, str, list[float]]], task: Task, target: 
             axes.plot(100 * np.array(success), dots, "o", ms=3, color=COLOURS[0], clip_on=False)
         if task.chance is not None:
             axes.axvline(100 * task.chance, color=COLOURS[1], lw=0.8, ls="--", label="chance")
-            axes.legend(frameon=False, loc="lower right")
+            axes.legend(frameon=False, loc="upper right")
         axes.set_yticks(places, [f"{text} [{n}]" for text, n, _ in rows])
         axes.set(xlim=(0, 100), xlabel="success, %; dots are seeds [evaluations an action]")
         figure.savefig(target, dpi=160, metadata={"Software": None})

@@ -80,10 +80,11 @@ def test_cells_are_run_skipped_and_drawn(
 def test_rows_are_means_with_intervals(work: Path) -> None:
     folder = work / "results" / "conditioning" / "offrl-Recall-v0" / "short"
     folder.mkdir(parents=True)
-    ways = [[{"text": "a", "evaluations": "8", "success": s}] for s in (0.2, 0.4, 0.6)]
+    text = conditioning.TASKS[RECALL].cells["short"].ways[0].text
+    ways = [[{"text": text, "evaluations": "8", "success": s}] for s in (0.2, 0.4, 0.6)]
     cells.write_json(folder / "cell.json", {"seeds": [{"ways": w} for w in ways]})
     found = conditioning.rows_of(folder.parent, conditioning.TASKS[RECALL])
-    assert found == [("a", "8", [0.2, 0.4, 0.6])]
+    assert found == [(text, "8", [0.2, 0.4, 0.6])]
 
 
 def test_a_network_is_asked_in_another_way(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
