@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ from offrl.streams import Stream
 from offrl.trajectories import Trajectories, episodes_of, trajectories
 from offrl.unet import UNet
 
+MARK = "synthetic"  # of steps that nobody took
 Progress = Callable[[int], object]  # is told how many steps, or trajectories, have been added
 
 
@@ -148,7 +150,7 @@ class Generator(nn.Module):
             reference=self.dataset.reference,
             provenance=record,
         )
-        return replace(made, provenance={**record, "transitions": made.num_steps})
+        return replace(made, marks={MARK: np.ones(len(made.rows), bool)})
 
     def _record(
         self,
@@ -176,6 +178,25 @@ class Generator(nn.Module):
                 "seed": seed,
             },
         }
+
+
+def with_source(synthetic: OfflineDataset, source: OfflineDataset) -> OfflineDataset:
+    """Both in one, the synthetic episodes first; the mark `synthetic` says which steps are those.
+
+    The authors' batches are of 240 synthetic transitions and 16 real ones.
+    """
+    parts = synthetic, source
+    return replace(
+        synthetic,
+        rows=np.concatenate([part.rows for part in parts]),
+        starts=np.concatenate([synthetic.starts, source.starts + len(synthetic.rows)]),
+        lengths=np.concatenate([part.lengths for part in parts]),
+        final_known=np.concatenate([part.final_known for part in parts]),
+        name=f"{source.name}-with-synthetic",
+        time_limit=source.time_limit,
+        provenance={**synthetic.provenance, "real_transitions": source.num_steps},
+        marks={MARK: np.concatenate([synthetic.marks[MARK], np.zeros(len(source.rows), bool)])},
+    )
 
 
 def sample(

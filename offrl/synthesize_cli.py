@@ -22,7 +22,7 @@ from offrl.errors import DataError, RunError
 from offrl.files import cache_folder, new_folder, read_json, write_json
 from offrl.policy import load_policy
 from offrl.policy_guidance import Guidance
-from offrl.synthesis import Generator, GeneratorConfig
+from offrl.synthesis import Generator, GeneratorConfig, with_source
 from offrl.training import choose_device
 
 WEIGHTS, LOSSES = "generator.safetensors", "losses.json"
@@ -76,6 +76,9 @@ def main(argv: list[str]) -> int:
     what.add_argument("--trajectories", type=int, default=8_192, help="how many (8192)")
     what.add_argument("--sampler-steps", type=int, default=64, help="64; 256 as published")
     what.add_argument("--seed", type=int, default=0, help="of training and of what is drawn (0)")
+    what.add_argument(
+        "--with-source", action="store_true", help="write the dataset's own episodes too"
+    )
     model = parser.add_argument_group("the model, kept in the cache")
     model.add_argument("--length", type=int, default=config.length, help="rows of each (32)")
     model.add_argument("--channels", type=int, default=config.channels, help="of its U-Net (64)")
@@ -107,7 +110,10 @@ def main(argv: list[str]) -> int:
             options.seed,
             progress=bar.update,
         )
+    steps, ends = made.num_steps, int(made.terminated.sum())
+    if options.with_source:
+        made = with_source(made, dataset)
     write_minari(made, out, dataset_id=options.id, description=made.provenance["description"])
-    ends = int(made.terminated.sum())
-    print(f"{out}: {made.num_steps:,} synthetic transitions, {ends:,} of them terminal")
+    real = f", and {made.num_steps - steps:,} real ones" if options.with_source else ""
+    print(f"{out}: {steps:,} synthetic transitions, {ends:,} of them terminal{real}")
     return 0

@@ -62,9 +62,17 @@ def begins(dataset: OfflineDataset, length: int, stride: int) -> Int[np.ndarray,
 
 
 def trajectories(dataset: OfflineDataset, length: int = 32, stride: int = 8) -> Trajectories:
-    """The pieces of `length` rows. Raises DataError where there are none, or for discrete actions."""
+    """The pieces of `length` rows.
+
+    Raises DataError where there are none, for discrete actions, and for corrupted data.
+    """
     if dataset.spec.action_kind != "box":
         raise DataError(f"{dataset.name} has {dataset.spec.action_kind} actions, not continuous")
+    if dataset.next_obs is not None:
+        raise DataError(
+            f"{dataset.name} says of its steps that something else followed than the next row; "
+            "trajectories are of data that was not corrupted"
+        )
     o, a = dataset.obs_dim, dataset.act_dim
     middle, half = (torch.tensor(x, dtype=torch.float32) for x in action_maps(dataset))
     first = torch.from_numpy(begins(dataset, length, stride))

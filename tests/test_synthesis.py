@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,14 @@ from offrl.errors import ConfigError, DataError
 from offrl.networks import Learners
 from offrl.policy_guidance import Guidance, action_slope, guided
 from offrl.processes import EDM
-from offrl.synthesis import Generator, GeneratorConfig, log_density, policy_likelihood, sample
+from offrl.synthesis import (
+    Generator,
+    GeneratorConfig,
+    log_density,
+    policy_likelihood,
+    sample,
+    with_source,
+)
 from offrl.trajectories import begins, episodes_of, trajectories
 
 TINY = GeneratorConfig(length=8, stride=4, channels=8, steps=3, batch_size=4, ema_every=1)
@@ -72,6 +80,16 @@ def test_a_piece_says_what_was_seen_done_earned_and_ended() -> None:
     flat = view.x.flatten(0, 1)
     torch.testing.assert_close(flat.mean(0), torch.zeros(4), rtol=0, atol=1e-5)
     torch.testing.assert_close(flat.std(0), torch.ones(4), rtol=0, atol=1e-4)
+
+
+def test_data_that_has_no_trajectories_is_refused() -> None:
+    data = known()
+    torn = replace(data, next_obs=data.rows[:, :1].copy())
+    with pytest.raises(DataError, match="not corrupted"):
+        trajectories(torn, 4)
+    spec = replace(data.spec, action_kind="discrete")
+    with pytest.raises(DataError, match="discrete actions, not continuous"):
+        trajectories(replace(data, spec=spec), 4)
 
 
 def test_pieces_are_episodes_again_cut_where_they_terminate() -> None:
@@ -226,7 +244,14 @@ def test_what_is_made_says_so_and_can_be_learned_from() -> None:
     free = generator.make(5, None, sampler_steps=4, batch_size=3)
     assert free.provenance["synthetic"]["towards"] is None  # type: ignore[index]
     assert free.fingerprint != synthetic.fingerprint
-    agent, replay = build("td3_bc", synthetic, config=small_config("td3_bc"))
+    assert synthetic.marks["synthetic"].all()
+    mixed = with_source(synthetic, data)
+    assert mixed.num_episodes == 11 and mixed.provenance["real_transitions"] == 120
+    assert mixed.marks["synthetic"].sum() == len(synthetic.rows)
+    for e in (0, 4, 5, 10):
+        whole = synthetic.episode(e) if e < 5 else data.episode(e - 5)
+        assert all(np.array_equal(v, mixed.episode(e)[k]) for k, v in whole.items())
+    agent, replay = build("td3_bc", mixed, config=small_config("td3_bc"))
     assert all(v.isfinite() for m in updates(agent, replay, 2) for v in m.values())
 
 
@@ -251,7 +276,10 @@ def test_the_command_writes_a_labelled_dataset(
     folders = list((tmp_path / "cache" / "generators").iterdir())
     assert len(folders) == 1
     # A second dataset trains no second model, and what is there is not overwritten.
-    assert cli.main([*common, "--out", str(tmp_path / "free")]) == 0
+    assert cli.main([*common, "--with-source", "--out", str(tmp_path / "free")]) == 0
+    assert "and 120 real ones" in capsys.readouterr().out
+    both = load_dataset(tmp_path / "free", time_limit="keep")
+    assert both.num_episodes == 12 and not both.marks["synthetic"][-21:].any()
     assert list((tmp_path / "cache" / "generators").iterdir()) == folders
     for arguments, message in (
         ([*common, "--out", str(tmp_path / "made")], "is not overwritten"),
