@@ -132,7 +132,7 @@ class PTP(Agent):
         self.process = DDPM(config.levels, "cosine", "epsilon", "leading")
         self.generation = Generation(self.process, config.sampler, config.sampler_steps)
         source = encoding_policy(config.encoder, self.obs_dim) if config.encoder else None
-        self.encoder: Encoder | None = source and source.actor.encoder
+        self.encoder: Encoder | None = None if source is None else source.actor.encoder
         size = config.embedding if self.encoder is None else self.encoder.features
         head = chunk_backbone(self, level_scale=1.0, token=size or None)
         self.net: Any = head
@@ -163,10 +163,9 @@ class PTP(Agent):
         return features
 
     def prepare(self, replay: Replay) -> None:
-        maps = ("action_mid", "action_half")
-        if self.encoder is None:
-            maps = (*maps, "obs_mean", "obs_std")
-        for name in maps:
+        # Observations have the maps of the encoder, if it has been trained already.
+        of_obs = ["obs_mean", "obs_std"] if self.encoder is None else []
+        for name in ("action_mid", "action_half", *of_obs):
             getattr(self, name).copy_(getattr(replay, name))
 
     def noise(self, batch_size: int) -> dict[str, tuple[int, ...]]:
@@ -197,10 +196,11 @@ class PTP(Agent):
 
     def policy(self, learner: int = 0, provenance: Mapping[str, Any] | None = None) -> PlanPolicy:
         cfg, net, encoder = self.config, learner_view(self.average.net, learner), self.encoder
+        head = net
         if isinstance(net, Encoded):
-            net, encoder = net.head, net.encoder
+            head, encoder = net.head, net.encoder
         planner = PastPlanner(
-            net,
+            head,
             self.generation,
             encoder,
             obs_dim=self.obs_dim,

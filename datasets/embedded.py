@@ -23,7 +23,8 @@ def embedded(
     """
     o = len(view.obs_mean)
     with torch.no_grad():
-        parts = [encode(rows[:, :o]).to(view.rows) for rows in view.rows.split(CHUNK)]
+        starts = range(0, len(view.rows), CHUNK)
+        parts = [encode(view.rows[i : i + CHUNK, :o]).to(view.rows) for i in starts]
         following = None if view.next_obs is None else encode(view.next_obs).to(view.rows)
     features = torch.cat(parts)
     rest = view.rows[:, o:]

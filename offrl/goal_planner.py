@@ -61,14 +61,25 @@ def goal_backbone(
     times, size = goal
     if blocks is None:
         return InterleavedGPT(
-            *(history, act_dim, times, obs_dim, learners),
-            **{"layers": depth, "heads": heads, "width": width},
+            history,
+            act_dim,
+            times,
+            obs_dim,
+            learners,
+            layers=depth,
+            heads=heads,
+            width=width,
             level_scale=1.0 if steps is None else 1.0 / steps,
         )
     known = history * (obs_dim + 1) + times * size + 1
     return MLPDenoiser(
-        *(history, act_dim, known, learners),
-        **{"blocks": blocks, "hidden": width, "depth": depth},
+        history,
+        act_dim,
+        known,
+        learners,
+        blocks=blocks,
+        hidden=width,
+        depth=depth,
         level_scale=WIDE if steps is None else 1.0,
     )
 

@@ -38,7 +38,7 @@ class Encoder(nn.Module):
         self, obs: Float[Tensor, "*seed batch history obs"]
     ) -> Float[Tensor, "*seed batch history features"]:
         flat: Tensor = self.net(obs.flatten(-3, -2))
-        return flat.unflatten(-2, obs.shape[-3:-1])
+        return flat.reshape(*obs.shape[:-1], self.features)
 
     def spec(self) -> list[int]:
         """The sizes of its layers."""
@@ -110,7 +110,10 @@ class PastPlanner(nn.Module):
     def from_spec(cls, spec: Mapping[str, Any]) -> "PastPlanner":
         made = ("type", "net", "generation", "encoder")
         net, generation = backbone_from_spec(spec["net"]), Generation.from_spec(spec["generation"])
-        encoder = spec["encoder"] and Encoder(*spec["encoder"], Learners())
+        encoder = None
+        if spec["encoder"] is not None:
+            obs_dim, hidden, features = spec["encoder"]
+            encoder = Encoder(obs_dim, hidden, features, Learners())
         settings = {k: v for k, v in spec.items() if k not in made}
         return cls(net, generation, encoder, **settings)
 
