@@ -6,14 +6,14 @@ ACT whose memory must also tell what will be seen, in the terms of an encoder of
     e' <- e' + (1 - decay) (e - e'),   decay from 0.996 to 1 along a line
 
 with m the memory of o and z, e ACT's encoder, here of the later observations as a sequence, and
-e' its average.
-Within an update: one step on L, then the average. Acting is ACT's; the predictor is not used.
+e' its average. Within an update: one step on L, then the average. Acting is ACT's; the predictor
+is not used.
 
 The paper's text is followed; sizes, lambda and the target's schedule are not in it, nor is there
 code: they are the usual ones of joint-embedding prediction and ours. The target gets no gradient
 and is normalised, without which both sides could agree on a constant; `target_std`, the mean
 deviation of the target's components within a batch, tells whether they do. Later observations
-beyond the episode's end are left out of the error. What is said of ACT holds here too
+beyond the episode's end count in neither that nor the error. What is said of ACT holds here too
 (`offrl agents act`).
 """
 
@@ -41,7 +41,7 @@ from offrl.style_plans import (
     style_networks,
     style_policy,
 )
-from offrl.styles import latent_error, plain_error, reconstruct
+from offrl.styles import deviation, latent_error, plain_error, reconstruct
 from offrl.types import FutureBatch, Metrics, Noise
 
 
@@ -100,7 +100,7 @@ class ACTJEPA(Agent):
         loss = error + self.config.kl_weight * divergence + self.config.latent_weight * latent
         metrics = {"chunk_error": error, "divergence": divergence, "latent_error": latent}
         found = {name: value.mean(-1) for name, value in metrics.items()}
-        return loss.mean(-1), {**found, "target_std": target.std((0, 1), correction=0).mean()}
+        return loss.mean(-1), {**found, "target_std": deviation(target, batch.later_real)}
 
     def validate(self, batch: FutureBatch) -> Metrics:
         return {"chunk_error": plain_error(self.net, batch).mean(-1)}

@@ -12,8 +12,8 @@ memory, and give what a target encoder makes of these observations,
 
     latent_j = W dec'(query_j, memory),   target = LN(enc'([W' o_1, ..., W' o_n]))
 
-with enc' and W' following by an average,
-so that the memory must know what will be seen, and need not know how it looks.
+with enc' and W' following by an average, so that the memory must know what will be seen, and need
+not know how it looks.
 Sources: ACT (Zhao et al., RSS 2023, arXiv:2304.13705); ACT-JEPA (Vujinovic and Kovacevic, 2025,
 arXiv:2501.14622).
 """
@@ -202,3 +202,12 @@ def latent_error(
     """|found - target|, the mean over the components of the real ones; 0 where none is real."""
     apart = (found - target).abs().mean(-1)
     return (real * apart).sum(-1) / real.sum(-1).clamp(min=1.0)
+
+
+def deviation(
+    target: Float[Tensor, "batch ahead width"], real: Float[Tensor, "batch ahead"]
+) -> Float[Tensor, ""]:
+    """Mean over the components of their standard deviation over the real ones of a batch."""
+    weight = (real / real.sum().clamp(min=1.0)).unsqueeze(-1)
+    mean = (weight * target).sum((0, 1))
+    return (weight * (target - mean).square()).sum((0, 1)).sqrt().mean()

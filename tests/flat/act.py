@@ -201,7 +201,7 @@ def train(
             count = torch.clip(b["later_real"].sum(1), min=1.0)
             latents = torch.mean((b["later_real"] * apart).sum(1) / count)
             loss = loss + latent_weight * latents
-            spread = target.flatten(0, 1).std(0, unbiased=False).mean()
+            spread = target[b["later_real"] > 0].std(0, unbiased=False).mean()
             found |= {"latent_error": latents, "target_std": spread}
         optimizer.zero_grad()
         torch.autograd.backward(loss)

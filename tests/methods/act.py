@@ -132,7 +132,7 @@ FAULTS = [
         ("self.config.latent_weight * latent", "latent"),
         ("value.mean(-1)", "value.amax(-1)"),
         ("loss.mean(-1)", "loss.sum(-1)"),
-        ("target.std((0, 1), correction=0)", "target.std((0, 1))"),
+        ("deviation(target, batch.later_real)", "target.std((0, 1), correction=0).mean()"),
         ('noise["style"]', '0 * noise["style"]'),
         ('"latent_error": latent}', "}"),
     ),
@@ -160,6 +160,13 @@ FAULTS = [
         "act_jepa",
         ("(real * apart).sum(-1) / real.sum(-1).clamp(min=1.0)", "apart.mean(-1)"),
         (".abs()", ".square()"),
+    ),
+    *faults(
+        "styles.deviation",
+        "act_jepa",
+        ("(weight * target).sum((0, 1))", "target.mean((0, 1))"),
+        ("weight * (target - mean).square()", "weight * target.square()"),
+        (".sum((0, 1)).sqrt()", ".sum((0, 1))"),
     ),
     *faults(
         "styles.StyleEncoder.forward",
