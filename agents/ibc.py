@@ -6,11 +6,13 @@ the last observations O, and others a_j that are drawn or refined from U(-b, b):
     L = -log[ exp(-E(O, a) / T) / (exp(-E(O, a) / T) + sum_j exp(-E(O, a_j) / T)) ]
         + weight mean_{a, a_j} max(0, |dE/da|_inf - steep)^2
 
-One step on L per update; the learning rate falls by 1 % every 100 updates. With `method` dfo the
-others are uniform, and acting resamples candidates by exp(-E / T) while they are shaken less and
-less; with langevin others and candidates walk down E with noise (`offrl.energy_planners`), and no
-gradient flows through their walk. The loss says little of the policy: it rises while that gets
-better.
+One step on L per update; the learning rate falls to `lr_decay` of itself in 100 updates, as in the
+code (there at once). With `method` dfo the others are uniform, and acting resamples candidates by
+exp(-E / T) while they are shaken less and less; with langevin others and candidates walk down E
+with noise (`offrl.energy_planners`), and no gradient flows through their walk. The loss says little
+of the policy: it rises while that gets better. Langevin's noise takes memory: a number for each
+component of each of the others at each step, for 64 updates at once (`offrl.streams`), which with
+Adroit's settings, 24 components and batches of 256 are 1.3 GB for each learner.
 
 Settings and numbers are those of the authors' code, in which -E is the network's output. The
 defaults are its pushing from states, with fewer candidates when acting: 1,024 for 16,384.
@@ -53,7 +55,7 @@ class IBCConfig(PlanConfig):
     width: int = 128  # 512 on D4RL, 2,048 for particles
     depth: int = 8  # layers, an even number; 2 for particles
     lr: float = 1e-3
-    lr_decay: float = 0.99  # of the learning rate, every 100 updates
+    lr_decay: float = 0.99  # factor on lr in 100 updates
     negatives: int = 256  # 8 with langevin
     temperature: float = 1.0  # T
     penalty: float = 0.0  # weight of steep slopes; 1 with langevin
