@@ -12,6 +12,7 @@ with sigma' > sigma neighbours on a grid, more often where noise is small, and e
 The grid has `first_levels` intervals when training begins and is doubled at equal numbers of
 updates, up to `last_levels`. Within an update: one step on L, then the average, which is what acts.
 Acting: f(sigma_max eps, sigma_max); for each further step noise is put back up to the next level.
+There, and not in training, f is clipped to [-1, 1] at each level.
 
 Consistency training without a teacher (arXiv:2303.01469), always in the improved form
 (arXiv:2310.14189), which is an option of the authors' code: no average as a target, the
