@@ -56,12 +56,16 @@ class Gaussian:
     def candidates(
         self,
         p: Float[Tensor, "batch parameters"],
-        noise: Float[Tensor, "batch draws latent"],
+        noise: Float[Tensor, "batch draws latent"] | None,
         mass: float,
         least: float,
     ) -> tuple[Float[Tensor, "batch draws latent"], Bool[Tensor, "batch draws"]]:
-        """mu + sigma noise with |noise| at most the radius that holds `mass`; all may be taken."""
+        """mu + sigma noise with |noise| at most the radius that holds `mass`; all may be taken.
+
+        The mean alone without noise.
+        """
         mean, log_std = _split(p)
+        noise = torch.zeros_like(mean[:, None]) if noise is None else noise
         radius = math.sqrt(chdtri(self.size, 1.0 - mass)) if mass < 1.0 else math.inf
         length: Tensor = torch.linalg.vector_norm(noise, dim=-1, keepdim=True)
         inside = noise * (radius / length.clamp(min=1e-12)).clamp(max=1.0)
