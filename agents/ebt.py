@@ -14,10 +14,11 @@ the one of least energy is taken, and `DescentPlanner.inspect` says how sure it 
 
 The paper's code is not released. What is here follows that of Energy-Based Transformers
 (arXiv:2507.02092): both stages, noise added before each step (`langevin`), a random rate from
-[r / s, r s] (`rate_spread`), r >= 1e-4, and a learning rate of r of 3 r_0 times the others'. Left
-out are its random number of steps and its buffer of earlier plans. Ours: the network and its size,
-chunks and average of Diffusion Policy, and r_0, which that code has at 500 for tokens and 3,000
-for images.
+[r / s, r s] (`rate_spread`), r >= 1e-4, and a learning rate of r of 3 r_0 times the others', while
+the norm that is cut has the plain slope along r. Left out are its random number of steps and its
+buffer of earlier plans. Ours: the network and its size, chunks and average of Diffusion Policy,
+and r_0, which that code has at 500 for tokens and 3,000 for images. The metric `fall` is how much
+lower the energy is after the last step than before the first.
 
 A_0 knows nothing of A, so the best that L can learn is one chunk for each O: up to the smooth L1's
 shape the mean of what was logged, as in cloning by regression. Also ours is therefore `noised`: for
@@ -158,7 +159,9 @@ class EBT(Agent):
             errors.append(self._error(x, batch))
             energies.append(found.energies[0].mean(-1))
         loss = errors[-1] if cfg.stage == "s2" else torch.stack(errors).mean(0)
-        return loss[None], {"last_loss": errors[-1], "fall": energies[0] - energies[-1]}
+        with torch.no_grad():
+            fall = energies[0] - energy(x).mean(-1)
+        return loss[None], {"last_loss": errors[-1], "fall": fall}
 
     def _error(self, x: Tensor, batch: WindowBatch) -> Tensor:
         return smooth_l1_loss(x, batch.action, reduction="none").mean((-1, -2)).mean(-1)

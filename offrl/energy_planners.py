@@ -50,7 +50,8 @@ class LearnedRate(Stacked):
     """r = max(3 r0 p, 1e-4), one for each learner; p is learned from 1/3 on.
 
     Adam moves p by its learning rate and r by 3 r0 times that, as Energy-Based Transformers have
-    it.
+    it. The gradient of p is that of r, as there too: 3 r0 times as long it would be most of the
+    norm at which gradients are cut.
     """
 
     def __init__(self, first: float, learners: Learners) -> None:
@@ -59,8 +60,9 @@ class LearnedRate(Stacked):
         self.share = nn.Parameter(torch.full((*learners.shape, 1, 1, 1), 1.0 / 3.0))
 
     def forward(self) -> Float[Tensor, "*seed 1 1 1"]:
-        rate: Tensor = (3.0 * self.first * self.share).clamp(min=LEAST_RATE)
-        return rate
+        given = self.share.detach()
+        rate: Tensor = 3.0 * self.first * given + (self.share - given)
+        return rate.clamp(min=LEAST_RATE)
 
 
 class RatedEnergy(nn.Module):

@@ -68,8 +68,12 @@ def searching(**changes: Any) -> SearchPlanner:
 def test_a_rate_is_learned_at_three_times_the_first() -> None:
     made = LearnedRate(5.0, Learners((1, 2)))
     assert made().shape == (2, 1, 1, 1) and made().flatten().tolist() == pytest.approx([5.0, 5.0])
+    # The share's gradient is the rate's, though the rate moves 15 times as far.
     (slope_of_share,) = torch.autograd.grad(made().sum(), made.share)
-    assert slope_of_share.flatten().tolist() == pytest.approx([15.0, 15.0])
+    assert slope_of_share.flatten().tolist() == pytest.approx([1.0, 1.0])
+    with torch.no_grad():
+        made.share += 1.0
+    assert made().flatten().tolist() == pytest.approx([20.0, 20.0])
     with torch.no_grad():
         made.share.fill_(-1.0)
     assert made().flatten().tolist() == pytest.approx([1e-4, 1e-4])

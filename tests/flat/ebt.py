@@ -81,8 +81,11 @@ def train(
             x = x - (torch.clip(change, -limit, limit) if limit > 0 else change)
             losses.append(smooth_l1(x - goal).mean())
             energies.append(e.detach().mean())
+        energies.append(energy(obs, x, net).detach().mean())
         loss = sum(losses) / len(losses) if stage == "s1" else losses[-1]
-        gradients = torch.autograd.grad(loss, net)
+        # The last is the rate's share, r = 3 rate share, whose gradient is to be that of r.
+        *first, last = torch.autograd.grad(loss, net)
+        gradients = [*first, last / (3.0 * rate)]
         norm = torch.sqrt(sum((g**2).sum() for g in gradients))
         for p, g in zip(net, gradients, strict=True):
             p.grad = g * torch.clip(grad_norm / (norm + 1e-6), max=1)

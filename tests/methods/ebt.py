@@ -96,7 +96,8 @@ FAULTS = [
         ("energies.append(found", "energies.append(-found"),
         ("return loss[None]", "return -loss[None]"),
         ('"last_loss": errors[-1]', '"last_loss": errors[0]'),
-        ("energies[0] - energies[-1]", "energies[-1] - energies[0]"),
+        ("energies[0] - energy(x).mean(-1)", "energy(x).mean(-1) - energies[0]"),
+        ("energy(x).mean(-1)", "energies[-1]"),
     ),
     *faults(
         f"{_EBT}.loss",
@@ -118,7 +119,9 @@ FAULTS = [
         ('errors[-1] if cfg.stage == "s2" else', ""),
         (".select(-4, i)", ".select(-4, 0)"),
     ),
-    *faults(f"{_EBT}.loss", "ebt-stacked", ("energies[0].mean(-1)", "energies[0].mean()")),
+    *faults(
+        f"{_EBT}.loss", "ebt-stacked", ("found.energies[0].mean(-1)", "found.energies[0].mean()")
+    ),
     *faults(
         f"{_EBT}._error",
         _ALL,
@@ -150,7 +153,9 @@ FAULTS = [
     *faults(
         "energy_planners.LearnedRate.forward",
         _ALL,
-        ("3.0 * self.first * self.share", "self.first * self.share / self.share.detach()"),
+        ("3.0 * self.first * given", "self.first * given / given"),
+        ("(self.share - given)", "3.0 * self.first * (self.share - given)"),
+        ("given = self.share.detach()", "given = self.share"),
         (".clamp(min=LEAST_RATE)", ".clamp(min=100.0)"),
     ),
     *faults(
