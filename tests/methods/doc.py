@@ -120,7 +120,7 @@ FAULTS = [
         ("h = self.actor", "h = -self.actor"),
         (
             "with torch.no_grad():",
-            "noise = {k: -v for k, v in noise.items()}\n        if True:",
+            "z = 2.0 * z\n        if True:",
         ),
         ("-self.information(", "self.information("),
     ),
