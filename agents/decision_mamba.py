@@ -40,21 +40,20 @@ from offrl.datasets.replay import Replay
 from offrl.datasets.sequences import Sequences
 from offrl.losses import action_error
 from offrl.networks import Learners
-from offrl.optim import adamw, polyak_update, target_of
+from offrl.optim import adamw, clipping, polyak_update, target_of
 from offrl.returns import (
     ReturnConfig,
-    clipping,
     real_mean,
     return_policy,
     return_view,
-    target_of_data,
+    returns_of_data,
     warm_up,
 )
 from offrl.sequence_models import ReturnMamba
 from offrl.sequence_policy import SequencePolicy
 from offrl.types import Metrics, Noise, SequenceBatch
 
-TRAINING = {"batch_size": 64, "steps": 100_000}
+TRAINING = {"batch_size": 64, "steps": 100_000, "return_scale": 1000.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +85,11 @@ class DecisionMamba(Agent):
 
     config: DecisionMambaConfig
     config_class = DecisionMambaConfig
-    suits = "returns that actions decide, poor labels"
+    suits = "returns that actions decide; poor data"
     stacked = False
     actor: ReturnMamba
     target_return: Tensor
+    return_scale: Tensor
     share: Tensor
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "halfcheetah": {"target_return": 12_000.0, **TRAINING},
@@ -113,6 +113,7 @@ class DecisionMamba(Agent):
         self.actor_opt = adamw(self.actor, config.lr, config.weight_decay)
         self.clip = clipping(config.clip)
         self.register_buffer("target_return", torch.zeros(()))
+        self.register_buffer("return_scale", torch.ones(()))
         self.register_buffer("share", torch.zeros(()))  # beta
 
     def view(self, dataset: OfflineDataset) -> Sequences:
@@ -121,7 +122,9 @@ class DecisionMamba(Agent):
     def prepare(self, replay: Replay) -> None:
         super().prepare(replay)
         assert isinstance(replay, Sequences)
-        self.target_return.fill_(target_of_data(self.config, replay))
+        target, scale = returns_of_data(self.config, replay)
+        self.target_return.fill_(target)
+        self.return_scale.fill_(scale)
 
     def schedule(self, step: int, steps: int) -> None:
         warm_up(self.config, self.actor_opt, step)
@@ -164,4 +167,5 @@ class DecisionMamba(Agent):
     def policy(
         self, learner: int = 0, provenance: Mapping[str, Any] | None = None
     ) -> SequencePolicy:
-        return return_policy(self, self.config, self.actor, self.target_return, learner, provenance)
+        returns = self.target_return, self.return_scale
+        return return_policy(self, self.config, self.actor, returns, learner, provenance)

@@ -12,7 +12,7 @@ from typing import Any
 from offrl.about import About, about_class, documentation, listed, measured, settings
 from offrl.arguments import Parser
 
-WIDEST = 100  # columns, however wide the terminal
+WIDEST = 110  # columns, however wide the terminal
 UNMEASURED = "not measured"
 EXAMPLE = "hopper-medium-replay"
 INDENT: Any = {"initial_indent": "  ", "subsequent_indent": "  "}

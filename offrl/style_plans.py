@@ -1,4 +1,4 @@
-"""What ACT and the methods built on it have in common: settings, networks, the policy."""
+"""What agents that plan in a style have in common (`offrl.styles`): settings, networks, policy."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ SMALL_STYLES: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class StyleConfig(PlanConfig):
-    """ACT's settings; its actions are planned at each step and averaged."""
+    """Published settings; actions are planned at each step and averaged (arXiv:2304.13705)."""
 
     history: int = 1  # To, observations that the policy sees
     horizon: int = 100  # k, actions of a plan
