@@ -22,7 +22,8 @@ with each update, there after each of 40 parts of the training.
 Departures: 4 layers of width 128 in place of 24 of 768 (both are settings), which is a fair
 counterpart of Decision Transformer's size; no dropout (0.1 there); AdamW's epsilon is 1e-8 (1e-6).
 Acting, the context shrinks to its newest half when it is full (`offrl.sequence_policy`). The
-default target is the best return of the data, and the authors' where a recipe states it.
+default target is the best return of the data, the scale of returns the largest of it; both are the
+authors' where a recipe states them.
 """
 
 from collections.abc import Mapping

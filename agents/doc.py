@@ -56,8 +56,8 @@ from offrl.latent_policy import Choosing, LatentPolicy
 from offrl.latents import Kind
 from offrl.losses import contrastive_bound
 from offrl.networks import Learners, learner_view
-from offrl.optim import adamw
-from offrl.returns import clipping, real_mean, warm_up
+from offrl.optim import adamw, clipping
+from offrl.returns import real_mean, warm_up
 from offrl.types import Metrics, Noise, SegmentBatch
 
 TRAINING = {"batch_size": 64, "steps": 10_000}

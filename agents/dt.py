@@ -15,8 +15,9 @@ Settings are those of the authors' code for Gym. Departures: there is no dropout
 LayerNorm; weight decay spares biases, norms and embeddings. Padding, -10 in past actions there, is
 seen by nothing here and has no value. Acting, the context shrinks to its newest half when it is
 full (`offrl.sequence_policy`), where the authors drop the oldest step and compute all others
-again; Conditioning(keep=K - 1) is that. The default target is the best return of the data, and
-the authors' first target where a recipe states it.
+again; Conditioning(keep=K - 1) is that. The default target is the best return of the data, and the
+network is given returns over the largest of the data; where a recipe states them, the authors'
+first target and their 1000.
 """
 
 from collections.abc import Mapping
@@ -34,21 +35,20 @@ from offrl.datasets.replay import Replay
 from offrl.datasets.sequences import Sequences
 from offrl.losses import action_error
 from offrl.networks import Learners
-from offrl.optim import adamw
+from offrl.optim import adamw, clipping
 from offrl.returns import (
     ReturnConfig,
-    clipping,
     real_mean,
     return_policy,
     return_view,
-    target_of_data,
+    returns_of_data,
     warm_up,
 )
 from offrl.sequence_models import ReturnTransformer
 from offrl.sequence_policy import SequencePolicy
 from offrl.types import Metrics, Noise, SequenceBatch
 
-TRAINING = {"batch_size": 64, "steps": 100_000}
+TRAINING = {"batch_size": 64, "steps": 100_000, "return_scale": 1000.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,7 @@ class DT(Agent):
     stacked = False
     actor: ReturnTransformer
     target_return: Tensor
+    return_scale: Tensor
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "halfcheetah": {"target_return": 12_000.0, **TRAINING},
         "hopper": {"target_return": 3_600.0, **TRAINING},
@@ -95,6 +96,7 @@ class DT(Agent):
         self.actor_opt = adamw(self.actor, config.lr, config.weight_decay)
         self.clip = clipping(config.clip)
         self.register_buffer("target_return", torch.zeros(()))
+        self.register_buffer("return_scale", torch.ones(()))
 
     def view(self, dataset: OfflineDataset) -> Sequences:
         return return_view(self.config, dataset)
@@ -102,7 +104,9 @@ class DT(Agent):
     def prepare(self, replay: Replay) -> None:
         super().prepare(replay)
         assert isinstance(replay, Sequences)
-        self.target_return.fill_(target_of_data(self.config, replay))
+        target, scale = returns_of_data(self.config, replay)
+        self.target_return.fill_(target)
+        self.return_scale.fill_(scale)
 
     def schedule(self, step: int, steps: int) -> None:
         warm_up(self.config, self.actor_opt, step)
@@ -120,4 +124,5 @@ class DT(Agent):
     def policy(
         self, learner: int = 0, provenance: Mapping[str, Any] | None = None
     ) -> SequencePolicy:
-        return return_policy(self, self.config, self.actor, self.target_return, learner, provenance)
+        returns = self.target_return, self.return_scale
+        return return_policy(self, self.config, self.actor, returns, learner, provenance)

@@ -26,7 +26,7 @@ this share of the samples A_0 = (1 - u) A + u eps, u uniform on (0, 1), as in de
 lead to what is near, several of them to one way to act among several; 0 is the method itself.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -51,7 +51,7 @@ from offrl.energy import descend
 from offrl.energy_nets import MLPEnergy, TransformerEnergy
 from offrl.energy_planners import Descending, DescentPlanner, RatedEnergy
 from offrl.networks import Learners, learner_view
-from offrl.optim import adamw, clip_norm
+from offrl.optim import adamw, clipping
 from offrl.policy import PlanPolicy
 from offrl.types import Metrics, Noise, WindowBatch
 
@@ -113,6 +113,7 @@ class EBT(Agent):
         self.average = average_of(config, self.net)
         betas = config.beta1, config.beta2
         self.net_opt = adamw(self.net, config.lr, config.weight_decay, betas)
+        self.clip = clipping(config.grad_norm)
 
     @classmethod
     def stacks(cls, config: Any) -> bool:
@@ -136,15 +137,9 @@ class EBT(Agent):
         schedule_chunks(self.config, self.net_opt, self.average, step, steps)
 
     def update(self, batch: WindowBatch, noise: Noise, phase: int) -> Metrics:
-        metrics = self.minimize(self.net_opt, self.loss, batch, noise, combine=self.cut)
+        metrics = self.minimize(self.net_opt, self.loss, batch, noise, combine=self.clip)
         self.average.update(self.net)
         return metrics
-
-    def cut(
-        self, gradients: Sequence[Sequence[Tensor]], axes: Sequence[int | None]
-    ) -> list[Tensor]:
-        """The gradient of the only loss, of no greater norm than the settings allow."""
-        return clip_norm(gradients[0], axes, self.config.grad_norm)
 
     def loss(self, batch: WindowBatch, noise: Noise) -> tuple[Tensor, Metrics]:
         cfg, energy, rate = self.config, self.net.under(batch.obs), self.net.rate()

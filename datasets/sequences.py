@@ -78,14 +78,18 @@ def sequences(
     dataset: OfflineDataset,
     *,
     length: int,
-    return_scale: float = 1.0,
+    return_scale: float | None = 1.0,
     normalize_obs: bool = False,
 ) -> Sequences:
     """The view of up to `length` consecutive steps, with their returns to go over `return_scale`.
 
+    None divides by the largest absolute return of an episode, or by 1 where all are 0.
     `normalize_obs` standardises observations by the dataset's own moments. Raises ConfigError for
     a length below 1.
     """
+    if return_scale is None:
+        # To the digits of a saved policy, which is to divide by the same number.
+        return_scale = float(np.float32(np.abs(dataset.returns()).max())) or 1.0
     o = dataset.obs_dim
     mean, std = np.zeros(o), np.ones(o)
     if normalize_obs:

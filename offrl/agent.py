@@ -17,14 +17,12 @@ from offrl.datasets.replay import Replay, transitions
 from offrl.errors import ConfigError
 from offrl.losses import action_error
 from offrl.networks import Learners, learner_view, seed_axes
-from offrl.optim import parameters_of
+from offrl.optim import Combine, parameters_of
 from offrl.policy import Policy
 from offrl.representation import measured_representation
 from offrl.types import Metrics, Noise
 
 Objective = Callable[..., tuple[Tensor, Metrics]]
-# Gradients, one sequence per loss, and the axis of each parameter along which learners are stacked.
-Combine = Callable[[Sequence[Sequence[Tensor]], Sequence[int | None]], Sequence[Tensor]]
 
 
 class Agent(nn.Module, ABC):

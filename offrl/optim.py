@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -13,6 +13,9 @@ from torch.optim import Adam, AdamW, Optimizer
 from offrl.networks import Linear
 
 M = TypeVar("M", bound=nn.Module)
+
+# Gradients, one sequence per loss, and the axis of each parameter along which learners are stacked.
+Combine = Callable[[Sequence[Sequence[Tensor]], Sequence[int | None]], Sequence[Tensor]]
 
 SMALLEST_SQUARE = 1e-10  # of a gradient's norm, below which it is no direction to project on
 
@@ -128,6 +131,17 @@ def clip_norm(
         return list(gradient)
     share = (most / (_dot(gradient, gradient, seed_axes).sqrt() + 1e-6)).clamp(max=1.0)
     return [_of_learners(share, g, axis) * g for g, axis in zip(gradient, seed_axes, strict=True)]
+
+
+def clipping(most: float) -> Combine:
+    """What makes of the gradient of an only loss one whose norm is at most this (`clip_norm`)."""
+
+    def clip(
+        gradients: Sequence[Sequence[Tensor]], seed_axes: Sequence[int | None]
+    ) -> Sequence[Tensor]:
+        return clip_norm(gradients[0], seed_axes, most)
+
+    return clip
 
 
 def orthogonal_add(

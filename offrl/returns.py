@@ -1,6 +1,6 @@
 """What agents share whose policy is asked for a return: settings, view, loss and policy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from offrl.agent import Agent, Combine
+from offrl.agent import Agent
 from offrl.checks import check_intervals
 from offrl.datasets.offline import OfflineDataset
 from offrl.datasets.sequences import Sequences, sequences
 from offrl.networks import learner_view
-from offrl.optim import clip_norm, set_lr
+from offrl.optim import set_lr
 from offrl.sequence_policy import Conditioning, SequencePolicy
 
 
@@ -25,7 +25,7 @@ class ReturnConfig:
     layers: int = 3
     width: int = 128  # of a token
     max_steps: int = 1000  # from this step of an episode on, all have the same time
-    return_scale: float = 1000.0  # by which returns are divided; 10 on Reacher
+    return_scale: float | None = None  # divides returns; the data's largest, unless told
     target_return: float | None = None  # asked for when acting; the best of the data unless told
     normalize_obs: bool = True
     lr: float = 1e-4
@@ -36,8 +36,10 @@ class ReturnConfig:
     def __post_init__(self) -> None:
         counts = ("context", "layers", "width", "max_steps", "warmup")
         check_intervals(self, **dict.fromkeys(counts, "[1, inf)"))
-        check_intervals(self, return_scale="(0, inf)", lr="(0, inf)")
+        check_intervals(self, lr="(0, inf)")
         check_intervals(self, weight_decay="[0, inf)", clip="[0, inf)")
+        if self.return_scale is not None:
+            check_intervals(self, return_scale="(0, inf)")
         if self.target_return is not None:
             check_intervals(self, target_return="(-inf, inf)")
 
@@ -52,9 +54,10 @@ def return_view(config: ReturnConfig, dataset: OfflineDataset) -> Sequences:
     )
 
 
-def target_of_data(config: ReturnConfig, view: Sequences) -> float:
-    """The return that a policy asks for unless told: that of the settings, or the data's best."""
-    return view.best_return if config.target_return is None else config.target_return
+def returns_of_data(config: ReturnConfig, view: Sequences) -> tuple[float, float]:
+    """The return that a policy asks for, the data's best unless settings say, and the scale."""
+    target = view.best_return if config.target_return is None else config.target_return
+    return target, 1.0 / view.reward_scale
 
 
 @runtime_checkable
@@ -72,17 +75,6 @@ def warm_up(config: Warming, optimizer: torch.optim.Optimizer, step: int) -> Non
     set_lr(optimizer, config.lr * min((step + 1) / config.warmup, 1.0))
 
 
-def clipping(most: float) -> Combine:
-    """What makes of the gradient of an only loss one whose norm is at most this (`clip_norm`)."""
-
-    def clip(
-        gradients: Sequence[Sequence[Tensor]], seed_axes: Sequence[int | None]
-    ) -> Sequence[Tensor]:
-        return clip_norm(gradients[0], seed_axes, most)
-
-    return clip
-
-
 def real_mean(
     error: Float[Tensor, "*seed batch steps"], real: Float[Tensor, "*seed batch steps"]
 ) -> Float[Tensor, "*seed"]:
@@ -94,11 +86,15 @@ def return_policy(
     agent: Agent,
     config: ReturnConfig,
     actor: nn.Module,
-    target_return: Tensor,
+    returns: tuple[Tensor, Tensor],
     learner: int,
     provenance: Mapping[str, Any] | None,
 ) -> SequencePolicy:
-    """The policy of one learner; when its context is full it goes on with half of it."""
+    """The policy of one learner; when its context is full it goes on with half of it.
+
+    `returns` are what `returns_of_data` found.
+    """
+    target_return, return_scale = (float(x) for x in returns)
     return SequencePolicy(
         learner_view(actor, learner),
         agent.spec,
@@ -108,7 +104,7 @@ def return_policy(
         conditioning=Conditioning(
             context=config.context,
             keep=config.context // 2,
-            target_return=float(target_return),
-            return_scale=config.return_scale,
+            target_return=target_return,
+            return_scale=return_scale,
         ),
     )

@@ -14,7 +14,7 @@ from offrl.agent import Agent
 from offrl.datasets.offline import OfflineDataset
 
 SETTINGS: dict[str, Any] = {
-    **{"context": 2, "layers": 1, "width": 16, "max_steps": 4, "return_scale": 1.0},
+    **{"context": 2, "layers": 1, "width": 16, "max_steps": 4},
     **{"lr": 3e-3, "warmup": 10, "clip": 1.0, "normalize_obs": False},
 }
 AGENTS = {
@@ -53,7 +53,10 @@ def test_asked_for_a_return_it_takes_the_action_that_pays_it(agent: str) -> None
         assert played(learner, asked, [1.0])[0] == pytest.approx(asked, abs=0.12)
     # Unless told it asks for the best of the data.
     assert float(learner.target_return) == pytest.approx(0.8, abs=0.02)
-    assert learner.policy().predict([1.0])[0] == pytest.approx(0.8, abs=0.12)
+    policy = learner.policy()
+    assert policy.predict([1.0])[0] == pytest.approx(0.8, abs=0.12)
+    # And divides by the largest, which the policy keeps.
+    assert policy.conditioning.return_scale == pytest.approx(0.8, abs=0.02)
 
 
 @each

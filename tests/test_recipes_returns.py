@@ -54,6 +54,8 @@ def test_decision_mamba(environment: str) -> None:
 def test_elsewhere_the_target_is_the_best_of_the_data(cls: Any, default: Any) -> None:
     default = default or DecisionMambaConfig()
     assert settings(cls, default, "Ant-v5")["target_return"] is None
+    assert settings(cls, default, "Ant-v5")["return_scale"] == 1000.0
+    assert default.return_scale is None
     assert settings(cls, default, "Ant-v5")["batch_size"] == 64
     assert find_recipe(cls, "auto", families("Pendulum-v1")) == ("none", {})
 

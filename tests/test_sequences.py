@@ -35,6 +35,19 @@ def everything(view: Sequences) -> SequenceBatch:
     return view.sample(view.index)
 
 
+def test_unless_told_the_largest_return_is_the_scale() -> None:
+    # Returns 6, 1 and 10; then their negatives; then none.
+    given = sequences(three(), length=3, return_scale=10.0)
+    view = sequences(three(), length=3, return_scale=None)
+    assert torch.equal(everything(view).to_go, everything(given).to_go)
+    assert view.fingerprint == given.fingerprint
+    for factor, scale in ((-2.0, 20.0), (0.0, 1.0)):
+        parts = [episode(1, 3), episode(2, 1), episode(3, 4)]
+        parts = [{**part, "reward": factor * part["reward"]} for part in parts]
+        view = sequences(OfflineDataset.from_episodes(parts), length=3, return_scale=None)
+        assert view.reward_scale == 1.0 / scale
+
+
 def test_by_hand() -> None:
     batch = everything(sequences(three(), length=3, return_scale=2.0))
     # Rewards 1 2 3, then 1, then 1 2 3 4: returns to go 6 5 3, then 1, then 10 9 7 4; halved.

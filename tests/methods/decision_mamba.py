@@ -17,6 +17,7 @@ OTHER = {
     ("decision_mamba", "max_steps"): (10, {}),
     ("decision_mamba", "embed"): ("linear", {}),
     ("decision_mamba", "target_return"): (3.0, {}),
+    ("decision_mamba", "return_scale"): (3.0, {}),
     ("decision_mamba", "max_share"): (0.01, {}),
 }
 LOSS = ("embed", "alpha", "max_share", "polyak", "action_weight", "obs_weight", "return_weight")

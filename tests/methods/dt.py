@@ -24,6 +24,7 @@ OTHER = {
     ("dt", "activation"): ("gelu", {}),
     ("dt", "max_steps"): (10, {}),
     ("dt", "target_return"): (3.0, {}),
+    ("dt", "return_scale"): (3.0, {}),
 }
 
 

@@ -65,23 +65,18 @@ FAULTS = [
         f"{_EBT}.update",
         _ALL,
         (
-            "metrics = self.minimize(self.net_opt, self.loss, batch, noise, combine=self.cut)",
+            "metrics = self.minimize(self.net_opt, self.loss, batch, noise, combine=self.clip)",
             "metrics = {}",
         ),
         ("self.average.update(self.net)", "pass"),
         (
-            "metrics = self.minimize(self.net_opt, self.loss, batch, noise, combine=self.cut)\n"
+            "metrics = self.minimize(self.net_opt, self.loss, batch, noise, combine=self.clip)\n"
             "        self.average.update(self.net)",
             "self.average.update(self.net)\n"
             "        metrics = self.minimize(self.net_opt, self.loss, batch, noise, "
-            "combine=self.cut)",
+            "combine=self.clip)",
         ),
         ("return metrics", "return {}"),
-    ),
-    *faults(
-        f"{_EBT}.cut",
-        _ALL,
-        ("clip_norm(gradients[0], axes, self.config.grad_norm)", "gradients[0]"),
     ),
     *faults(
         f"{_EBT}.loss",
@@ -149,6 +144,7 @@ FAULTS = [
         ("config.weight_decay, betas", "0.0, betas"),
         ("config.beta1, config.beta2", "config.beta2, config.beta1"),
         ("config.rate, learners", "1.0, learners"),
+        ("clipping(config.grad_norm)", "clipping(0.0)"),
     ),
     *faults(
         "energy_planners.LearnedRate.forward",
