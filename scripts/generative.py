@@ -31,6 +31,7 @@ from offrl.datasets.collection import Request, collect
 from offrl.datasets.loading import load_dataset
 from offrl.datasets.offline import OfflineDataset
 from offrl.envs.scripted import demonstrator
+from offrl.envs.tasks import TASKS
 from offrl.evaluation import evaluate
 from offrl.experiment import plan
 from offrl.files import read_json, write_json
@@ -100,6 +101,8 @@ def section(folder: Path) -> list[str]:
     stored = {agent: read_json(path / "cell.json") for agent, path in cells.items()}
     configs = {a: read_json(p / "seed-0" / "config.json") for a, p in cells.items()}
     config = next(iter(configs.values()))
+    seeds = len(next(iter(stored.values()))["seeds"])
+    limit = TASKS[config["env"]].steps
     data, ways = config["dataset"], read_json(folder / "demonstrations.json")
     lines = [
         "",
@@ -107,24 +110,26 @@ def section(folder: Path) -> list[str]:
         "",
         f"{data['episodes']} demonstrations, {data['steps']:,} steps. From the starts of the "
         f"evaluation the demonstrator, with its noise, succeeds in {percent(ways['success'])} %, "
-        f"coverage {ways['coverage']:.2f}. {of_all(configs)}",
+        f"coverage {ways['coverage']:.2f}. {of_all(config, seeds)}",
         "",
-        "| agent | success, % | 95 % interval | coverage | 95 % interval | sampler "
-        "| episode's steps | updates | updates/s |",
-        "|---|--:|--:|--:|--:|---|--:|--:|--:|",
+        "| agent | success, % | 95 % interval | coverage | 95 % interval | met a wall, % "
+        "| time up, % | sampler | updates | updates/s |",
+        "|---|--:|--:|--:|--:|--:|--:|---|--:|--:|",
     ]
     for agent, cell in stored.items():
         finals = [seed["final"] for seed in cell["seeds"]]
         success = [f["success_rate"] for f in finals]
         coverage = [f["mode_coverage"] for f in finals]
-        own, seeds = configs[agent]["agent_config"], len(finals)
+        # What fails before the time is up has touched a wall.
+        late = np.mean([np.equal(f["lengths"], limit) & ~np.array(f["success"]) for f in finals])
+        own = configs[agent]["agent_config"]
         sampler = own.get("sampler", "consistency" if "sampler_steps" in own else "one pass")
         steps = f" {own['sampler_steps']}" if "sampler_steps" in own else ""
         rate = float(np.mean([seed["rate"] for seed in cell["seeds"]])) * seeds
         lines.append(
             f"| `{agent}` | {percent(np.mean(success))} | {interval(success, percent)} "
             f"| {np.mean(coverage):.2f} | {interval(coverage, '{:.2f}'.format)} "
-            f"| {sampler}{steps} | {np.mean([f['length'] for f in finals]):.1f} "
+            f"| {percent(1.0 - np.mean(success) - late)} | {percent(late)} | {sampler}{steps} "
             f"| {configs[agent]['train']['steps']:,} | {rate:.0f} |"
         )
     lines += ["", f"![ways taken]({folder.name}.png)", "", *samplers(stored)]
@@ -150,14 +155,14 @@ def samplers(stored: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def of_all(configs: Mapping[str, Any]) -> str:
+def of_all(config: Mapping[str, Any], seeds: int) -> str:
     """The settings that the agents have in common, in a sentence."""
-    first = next(iter(configs.values()))
-    own, train = first["agent_config"], first["train"]
+    own, train = config["agent_config"], config["train"]
     return (
         f"Backbone `{own['backbone']}` of {own['depth']} blocks of {own['width']} units, chunks of "
         f"{own['horizon']} actions of which {own['execute']} are executed, batches of "
-        f"{train['batch_size']}, learning rate {own['lr']:g}, {train['seeds']} seeds stacked."
+        f"{train['batch_size']}, learning rate {own['lr']:g}, {seeds} seeds stacked. "
+        "Updates a second are those of all seeds together."
     )
 
 

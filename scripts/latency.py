@@ -24,8 +24,8 @@ from offrl.networks import Learners
 from offrl.policy import PlanPolicy
 
 LIMIT = 10.0  # ms
-WARM_UP, MOST, LEAST = 3, 300, 8  # calls of each setting
-BUDGET = 4.0  # s of the processor, after which LEAST calls suffice
+WARM_UP, MOST, LEAST = 20, 300, 8  # calls of each setting
+WARM_TIME, BUDGET = 1.0, 4.0  # s of the processor, after which fewer calls suffice
 # Those of the recipe for offrl's tasks, and Diffusion Policy's own with its chunks.
 SMALL = {"history": 2, "horizon": 8, "execute": 4, "width": 128, "depth": 3}
 PUBLISHED = {"history": 2, "horizon": 16, "execute": 8, "width": 256}
@@ -78,27 +78,39 @@ def timed(spec: Spec, agent: str, settings: Mapping[str, Any], most: int = MOST)
     policy.actor.net.register_forward_hook(lambda *_: evaluations.append(1))
     rng = np.random.default_rng(0)
     low, high = (np.array(bound, np.float32) for bound in (spec.obs_low, spec.obs_high))
-    clock, processor, reading = [], [], []
-    for call in range(WARM_UP + most):
+
+    def call() -> tuple[float, float, float]:
+        """Seconds of a call that plans, clock and processor; and of one that reads the plan."""
         state, obs = policy.start(1), rng.uniform(low, high)[None]
         evaluations.clear()
         begin = time.perf_counter(), time.thread_time()
         _, state = policy.act(obs, state)
-        clock.append(time.perf_counter() - begin[0])
-        processor.append(time.thread_time() - begin[1])
-        planned = len(evaluations)
+        spent = time.perf_counter() - begin[0], time.thread_time() - begin[1]
+        planned.append(len(evaluations))
+        then = time.thread_time()
         if config.execute > 1:
-            then = time.thread_time()
             policy.act(obs, state)
-            reading.append(time.thread_time() - then)
-        if call >= WARM_UP + LEAST and sum(processor) > BUDGET:
+        return *spent, time.thread_time() - then
+
+    planned: list[int] = []
+    begin = time.thread_time()
+    for _ in range(WARM_UP):
+        call()
+        if time.thread_time() - begin > WARM_TIME:
             break
-    ms = {"clock": clock[WARM_UP:], "processor": processor[WARM_UP:]}
-    found = {k: [1e3 * float(q) for q in np.quantile(v, (0.5, 0.99))] for k, v in ms.items()}
-    read = 1e3 * float(np.median(reading)) if reading else 0.0
-    per_action = (found["processor"][0] + (config.execute - 1) * read) / config.execute
+    calls: list[tuple[float, float, float]] = []
+    begin = time.thread_time()
+    while len(calls) < LEAST or (len(calls) < most and time.thread_time() - begin < BUDGET):
+        calls.append(call())
+    clock, processor, read = 1e3 * np.array(calls).T
+    found = {
+        k: np.quantile(v, (0.5, 0.99)).tolist()
+        for k, v in (("clock", clock), ("processor", processor))
+    }
+    others = (config.execute - 1) * float(np.median(read))
     return {
-        **{"evaluations": planned, "calls": len(ms["clock"]), **found, "per_action": per_action},
+        **{"evaluations": max(planned), "calls": len(calls), **found},
+        "per_action": (found["processor"][0] + others) / config.execute,
         "parameters": sum(p.numel() for p in policy.actor.parameters()),
     }
 
@@ -117,8 +129,8 @@ def latency_lines(stored: Mapping[str, Any]) -> list[str]:
         "numbers exceed the processor's, the call was waiting for other work on the machine. The "
         f"last column says what stays within {LIMIT:g} ms. Networks of "
         + ", ".join(f"`{k}` {v / 1e6:.2f} M" for k, v in sizes.items())
-        + " parameters (those of the head measured last); the first three have the chunks and "
-        "sizes of the table above, the others those of Diffusion Policy (16 actions, 8 executed).",
+        + " parameters; the first three have the chunks and sizes of the table above, the others "
+        "those of Diffusion Policy (16 actions, 8 executed).",
         "",
         "| head | sampler | backbone | evaluations | clock p50, ms | p99 | processor p50, ms | p99 "
         f"| per action | calls | {LIMIT:g} ms |",

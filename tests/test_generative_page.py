@@ -34,6 +34,11 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "results" / "generative"
 
 
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "WARM_UP", 1)
+
+
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     monkeypatch.setattr(sys, "argv", ["generative.py", *words])
     generative.main()
@@ -106,8 +111,8 @@ def test_evaluations_are_counted_where_the_network_is_called(
     agent: str, sampler: dict[str, Any], evaluations: int, backbone: str
 ) -> None:
     size = {**latency.BACKBONES[backbone], "width": 8, "depth": 1}
-    found = latency.timed(demonstrator(ENV).spec, agent, {**size, **sampler}, 2)
-    assert found["evaluations"] == evaluations and found["calls"] == 2
+    found = latency.timed(demonstrator(ENV).spec, agent, {**size, **sampler}, 9)
+    assert found["evaluations"] == evaluations and found["calls"] == 9
     assert 0 < found["processor"][0] <= found["processor"][1]
 
 
