@@ -4,6 +4,7 @@ import argparse
 import inspect
 import json
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,11 +19,31 @@ Command = Callable[[list[str]], int]
 def main(argv: list[str]) -> int:
     """Run one of the sub-commands; returns the exit code."""
     usage = (
-        "usage: offrl lm {data,methods} ...\n\n"
+        "usage: offrl lm {train,score,demo,data,methods} ...\n\n"
+        "  train    a model on preferences, labels, scored answers or demonstrations\n"
+        "  score    log-probabilities of the answers of a file under a model\n"
+        "  demo     learn to sort digits, from nothing to win rates\n"
         "  data     check, relabel or filter a file of preferences, labels or scored answers\n"
         "  methods  a line for each loss: the data it needs, and its twin among control methods\n"
     )
-    return _dispatch("lm", {"data": _data, "methods": _methods}, usage, argv)
+    commands = {
+        "train": _from("offrl.lm_train_cli", "train"),
+        "score": _from("offrl.lm_train_cli", "score"),
+        "demo": _from("offrl.lm_demo_cli", "main"),
+        "data": _data,
+        "methods": _methods,
+    }
+    return _dispatch("lm", commands, usage, argv)
+
+
+def _from(module: str, name: str) -> Command:
+    """A command of a module that is imported when the command is used."""
+
+    def command(argv: list[str]) -> int:
+        run: Command = getattr(import_module(module), name)
+        return run(argv)
+
+    return command
 
 
 def _data(argv: list[str]) -> int:

@@ -1,0 +1,166 @@
+"""Causal models: how they are read, and the log-probabilities that they give.
+
+    l_t = log softmax(logits_(t-1))[y_t]    at the places of the answer's tokens, 0 elsewhere
+
+Weights are safetensors alone, and code that comes with a model is refused. A model may be a folder
+or a name on the Hugging Face hub; a folder of a LoRA adapter is read onto the base that it names.
+"""
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from offrl.errors import ConfigError, DataError
+from offrl.lm.extra import need
+from offrl.lm.losses.tokens import token_logps
+
+Precision = Literal["float32", "bfloat16"]
+Batch = Mapping[str, Any]
+
+
+def load_model(source: str, precision: Precision = "float32") -> Any:
+    """A causal model of transformers; raises ConfigError or DataError where it cannot be read."""
+    transformers = need("transformers")
+    path = Path(source)
+    if path.exists():
+        _check_folder(path)
+        if (path / "adapter_config.json").exists():
+            base = json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"]
+            return need("peft").PeftModel.from_pretrained(load_model(base, precision), source)
+    try:
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            source,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=getattr(torch, precision),
+        )
+    except Exception as error:  # of whatever kind the file, the hub or the network makes
+        raise ConfigError(f"the model {source} cannot be read: {_sentence(error)}") from None
+
+
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer of a model; raises ConfigError where there is none that can be read."""
+    transformers = need("transformers")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:
+        raise ConfigError(
+            f"{source} has no tokenizer that can be read: {_sentence(error)}"
+        ) from None
+    return tokenizer
+
+
+def check_tokenizer(model: Any, tokenizer: Any, what: str) -> None:
+    """Raises ConfigError where the tokenizer has tokens that the model has no embedding for."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ConfigError(
+            f"the tokenizer has {len(tokenizer):,} tokens and {what} embeds {rows:,}: they do not "
+            "belong together; name the tokenizer of the model"
+        )
+
+
+def with_lora(model: Any, rank: int, alpha: float, targets: str) -> Any:
+    """The model with a LoRA adapter of this rank, and all else frozen."""
+    peft = need("peft")
+    names = targets if targets == "all-linear" else targets.split(",")
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules=names, task_type="CAUSAL_LM", lora_dropout=0.0
+    )
+    try:
+        return peft.get_peft_model(model, config)
+    except ValueError as error:
+        raise ConfigError(f"--lora-targets {targets}: {_sentence(error)}") from None
+
+
+def is_adapted(model: Any) -> bool:
+    """Whether a model has an adapter that can be switched off."""
+    return hasattr(model, "disable_adapter")
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Switch dropout off: a log-ratio should be of two policies, not of two random masks."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            setattr(module, "attention_dropout", 0.0)  # noqa: B010  # torch types it as a tensor
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No gradient and no dropout, and the former mode afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def answer_logits(model: nn.Module, batch: Batch, core: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, labels and mask of (row, token), token t for the t-th after the shortest prompt.
+
+    `core` is the model without what wraps it, whose signature says what it takes. Positions before
+    the first answer are computed by the body of the model and skip its head where it allows that.
+    """
+    first, ids = int(batch["first"]), batch["input_ids"]
+    keep = ids.shape[1] - first + 1
+    options: dict[str, Any] = {}
+    if "logits_to_keep" in inspect.signature(core.forward).parameters:
+        options["logits_to_keep"] = keep
+    if "use_cache" in inspect.signature(core.forward).parameters:
+        options["use_cache"] = False
+    logits = model(input_ids=ids, attention_mask=batch["attention_mask"], **options).logits
+    return logits[:, -keep:-1], ids[:, first:], batch["mask"][:, first:]
+
+
+def answer_logps(model: nn.Module, batch: Batch, core: nn.Module) -> tuple[Tensor, Tensor]:
+    """l and mask of (row, token), both 0 outside of the answers; places as in `answer_logits`."""
+    logits, labels, mask = answer_logits(model, batch, core)
+    inside = mask != 0
+    # The softmax is over the places that count, which are few where prompts are long.
+    picked = token_logps(logits[inside], labels[inside])
+    return picked.new_zeros(mask.shape).masked_scatter(inside, picked), mask
+
+
+def answer_hidden(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The last layer's state from which each token is predicted, and the mask; places as above."""
+    first = int(batch["first"])
+    out = model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        output_hidden_states=True,
+    )
+    return out.hidden_states[-1][:, first - 1 : -1], batch["mask"][:, first:]
+
+
+def core_of(model: Any) -> nn.Module:
+    """The model of transformers inside an adapter."""
+    core: nn.Module = model.get_base_model() if is_adapted(model) else model
+    return core
+
+
+def _check_folder(path: Path) -> None:
+    if not path.is_dir():
+        raise ConfigError(f"{path} is a file; a model is a folder, or a name on the hub")
+    if not any((path / name).exists() for name in ("config.json", "adapter_config.json")):
+        raise ConfigError(f"{path} holds no config.json; it is not a model of transformers")
+    if not any(path.glob("*.safetensors")):
+        raise DataError(
+            f"{path} holds no .safetensors file; pickled weights are not read, since they can run "
+            "code: write the model again with safe_serialization=True"
+        )
+
+
+def _sentence(error: Exception) -> str:
+    """The first sentence of somebody else's message, on one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.split(". ")[0][:300]
