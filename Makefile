@@ -11,10 +11,17 @@ INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --constraint
 	--config-settings editable_mode=compat --editable
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo demo-lm test test-lm test-all lint clean
 
 demo: $(VENV)/installed
 	$(PY) -m offrl demo --out $(OUT)
+
+# Language models: the extra `lm`, and TRL for the tests that compare with it.
+demo-lm: $(VENV)/installed-lm
+	$(PY) -m offrl lm demo --out $(OUT)-lm
+
+test-lm: $(VENV)/installed-lm
+	$(PY) -m pytest -n $(JOBS) tests/lm tests/test_lm_trl_groups.py tests/test_lm_data.py
 
 test: $(VENV)/installed-test lint
 	$(PY) -m pytest -n $(JOBS) -m "not slow"
@@ -28,7 +35,7 @@ lint: $(VENV)/installed-test
 	$(PY) -m mypy
 
 clean:
-	rm -rf $(VENV) build dist offrl.egg-info demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist offrl.egg-info demo demo-lm .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(PY):
@@ -45,4 +52,9 @@ $(VENV)/installed: $(META) | $(PY)
 $(VENV)/installed-test: $(META) | $(PY)
 	@echo "Installing into $(VENV) with what the tests need; the first time takes some minutes."
 	$(INSTALL) '.[test,dev,robot,video]'
+	@touch $@ $(VENV)/installed
+
+$(VENV)/installed-lm: $(META) | $(PY)
+	@echo "Installing into $(VENV) with what language models need; the first time takes some minutes."
+	$(INSTALL) '.[test-lm]'
 	@touch $@ $(VENV)/installed
