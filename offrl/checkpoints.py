@@ -126,6 +126,24 @@ def latest_common_step(folders: Sequence[Path]) -> int:
     return max(common)
 
 
+def drop_after(folders: Sequence[Path], step: int) -> None:
+    """Remove checkpoints that are newer than this step.
+
+    A run that goes on from here writes them anew, with tables of other lengths: timings differ
+    each time. Raises RunError where one cannot be removed.
+    """
+    for folder in folders:
+        for newer in (s for s in steps_in(folder) if s > step):
+            path = folder / f"step-{newer:09d}"
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                raise RunError(
+                    f"{path} is of a step that this run has not come back to, and cannot be "
+                    f"removed: {error}. Remove it, then continue with --resume"
+                ) from None
+
+
 def load(folders: Sequence[Path], step: int, entries: Mapping[str, Entry]) -> list[dict[str, Any]]:
     """Copy a checkpoint of every learner into the tensors of `entries`; returns the scalars.
 

@@ -361,6 +361,7 @@ class Trainer:
                 [(int(s), float(r)) for s, r in state["evaluations"]],
                 None if best is None else (int(best[0]), float(best[1])),
             )
+        checkpoints.drop_after(folders, step)
         like = next(self.agent.parameters())
         for name, (_, count) in states[0]["meter"].items():
             sums = [state["meter"][name][0] for state in states]

@@ -1,8 +1,10 @@
 """A run that is killed and resumed ends with the bytes of one that never stopped."""
 
+import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -155,6 +157,24 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     before = results(tmp_path / "run")
     resume("bc", tmp_path / "run", 1)
     assert results(tmp_path / "run") == before
+
+
+def test_a_checkpoint_that_was_not_come_back_to_is_made_anew(tmp_path: Path) -> None:
+    """A kill between two learners leaves one ahead; its tables then had other lengths."""
+    begin("bc", tmp_path / "run", 2)
+    ahead, behind = (tmp_path / "run" / f"seed-{s}" / "checkpoints" for s in (0, 1))
+    newest, before = (f"step-{s:09d}" for s in (STEPS, STEPS - 10))
+    shutil.rmtree(behind / newest)
+    stale = ahead / newest / "state.json"
+    state = read_json(stale)
+    state["tables"] = dict.fromkeys(state["tables"], 10**9)
+    stale.write_text(json.dumps(state))
+    assert checkpoints.latest_common_step([ahead, behind]) == STEPS - 10
+    resume("bc", tmp_path / "run", 2)
+    assert (ahead / before).is_dir()
+    lengths = read_json(stale)["tables"]
+    assert lengths["performance.csv"] == (ahead.parent / "performance.csv").stat().st_size
+    resume("bc", tmp_path / "run", 2)
 
 
 def test_one_learner_of_a_stacked_run_resumes_alone(tmp_path: Path) -> None:
