@@ -31,6 +31,7 @@ from offrl.agents.iql import IQL, IQLConfig
 from offrl.agents.odice import ODICE, ODICEConfig
 from offrl.agents.odice_il import ODICEIL, ODICEILConfig
 from offrl.agents.prdc import PRDC, PRDCConfig
+from offrl.agents.preference import Preference, PreferenceConfig
 from offrl.agents.ptp import PTP, PTPConfig
 from offrl.agents.rebrac import ReBRAC, ReBRACConfig
 from offrl.agents.riql import RIQL, RIQLConfig
@@ -69,6 +70,7 @@ AGENTS: dict[str, tuple[type[Agent], Any]] = {
     ),
     "fql": (FQL, FQLConfig()),
     "awm": (AWM, AWMConfig()),
+    "preference": (Preference, PreferenceConfig()),
     "chunk_bc": (ChunkBC, ChunkBCConfig()),
     "diffusion_policy": (DiffusionPolicy, DiffusionPolicyConfig()),
     "beso": (BESO, BESOConfig()),
@@ -141,6 +143,8 @@ __all__ = [
     "ODICEILConfig",
     "PRDCConfig",
     "PTPConfig",
+    "Preference",
+    "PreferenceConfig",
     "RIQLConfig",
     "ReBRAC",
     "ReBRACConfig",

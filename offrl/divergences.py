@@ -103,6 +103,20 @@ def kl_full(
     return (weight * (log_pi - log_ref).masked_fill(weight == 0, 0.0)).sum(-1)
 
 
+def gaussian_kl(
+    mean: Float[Tensor, "*any d"],
+    std: Float[Tensor, "*#any #d"],
+    ref_mean: Float[Tensor, "*any d"],
+    ref_std: Float[Tensor, "*#any #d"],
+) -> Float[Tensor, "*any"]:
+    """KL(N(m, s^2) || N(m_ref, s_ref^2)), summed over the components, which are independent.
+
+    sum_d [ log(s_ref / s) + (s^2 + (m - m_ref)^2) / (2 s_ref^2) - 1/2 ], in closed form.
+    """
+    spread = std.square() + (mean - ref_mean).square()
+    return ((ref_std / std).log() + 0.5 * spread / ref_std.square() - 0.5).sum(-1)
+
+
 # -- chi-square ---------------------------------------------------------------------------------
 
 

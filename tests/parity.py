@@ -70,7 +70,7 @@ def networks_of(agent: Agent, case: Case) -> dict[str, Layers]:
             entries = {k: p.detach()[member + learner] for k, p in net.named_parameters()}
             found[key] = [p.clone() for k, p in entries.items() if not k.endswith("log_std")]
             if spread := [p.clone() for k, p in entries.items() if k.endswith("log_std")]:
-                found["log_std"] = spread
+                found[f"{name}_log_std" if "log_std" in found else "log_std"] = spread
     return found
 
 

@@ -62,10 +62,11 @@ def test_a_learners_policy_is_its_slice(name: str) -> None:
             expected = alone.policy().predict(obs)
             np.testing.assert_allclose(stacked.policy(k).predict(obs), expected, rtol=0, atol=1e-6)
         return
-    together = stacked.mode(batch.obs)
+    obs = batch.obs.flatten(1, -2)
+    together = stacked.mode(obs)
     for k in range(len(SEEDS)):
         actor = learner_view(stacked.actor, k)
-        torch.testing.assert_close(actor.mode(batch.obs[k]), together[k], rtol=0, atol=1e-12)
+        torch.testing.assert_close(actor.mode(obs[k]), together[k], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", NAMES)
