@@ -71,10 +71,15 @@ def cosine_rate(lr: float, step: int, steps: int) -> float:
     return lr * 0.5 * (1.0 + math.cos(math.pi * step / steps))
 
 
+def rise(step: int, warmup: int) -> float:
+    """(step + 1) / warmup in the first `warmup` steps, from then on 1; always 1 where it is 0."""
+    return min((step + 1) / max(warmup, 1), 1.0)
+
+
 def warm_cosine_rate(lr: float, step: int, steps: int, warmup: int) -> float:
     """lr (step + 1) / warmup in the first `warmup` steps, from then on lr down a cosine to 0."""
     if step < warmup:
-        return lr * (step + 1) / warmup
+        return lr * rise(step, warmup)
     return cosine_rate(lr, step - warmup, max(steps - warmup, 1))
 
 

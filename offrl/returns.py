@@ -13,7 +13,7 @@ from offrl.checks import check_intervals
 from offrl.datasets.offline import OfflineDataset
 from offrl.datasets.sequences import Sequences, sequences
 from offrl.networks import learner_view
-from offrl.optim import set_lr
+from offrl.optim import rise, set_lr
 from offrl.sequence_policy import Conditioning, SequencePolicy
 
 
@@ -34,9 +34,9 @@ class ReturnConfig:
     clip: float = 0.25  # largest norm of a gradient; 0 clips none
 
     def __post_init__(self) -> None:
-        counts = ("context", "layers", "width", "max_steps", "warmup")
+        counts = ("context", "layers", "width", "max_steps")
         check_intervals(self, **dict.fromkeys(counts, "[1, inf)"))
-        check_intervals(self, lr="(0, inf)")
+        check_intervals(self, lr="(0, inf)", warmup="[0, inf)")
         check_intervals(self, weight_decay="[0, inf)", clip="[0, inf)")
         if self.return_scale is not None:
             check_intervals(self, return_scale="(0, inf)")
@@ -71,8 +71,8 @@ class Warming(Protocol):
 
 
 def warm_up(config: Warming, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """lr (step + 1) / warmup, and then lr."""
-    set_lr(optimizer, config.lr * min((step + 1) / config.warmup, 1.0))
+    """lr (step + 1) / warmup in the first `warmup` updates, and then lr."""
+    set_lr(optimizer, config.lr * rise(step, config.warmup))
 
 
 def real_mean(

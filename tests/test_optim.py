@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from offrl.networks import MLP, Learners
-from offrl.optim import adam, adamw, clip_norm, parameters_of, set_lr
+from offrl.optim import adam, adamw, clip_norm, parameters_of, rise, set_lr
 
 
 def test_a_gradient_that_lies_transposed_moves_the_same_entries() -> None:
@@ -63,3 +63,8 @@ def test_clipping_is_torch_s_for_one_learner() -> None:
 @pytest.mark.parametrize("shape", [(2, 3), (3,)])
 def test_a_zero_gradient_stays_zero(shape: tuple[int, ...]) -> None:
     assert torch.equal(clip_norm([torch.zeros(shape)], [None], 1.0)[0], torch.zeros(shape))
+
+
+def test_a_rate_rises_to_one_and_at_once_without_a_warm_up() -> None:
+    assert [rise(step, 4) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert rise(0, 0) == rise(7, 0) == 1.0

@@ -148,7 +148,7 @@ FAULTS = [
     *faults(
         "optim.warm_cosine_rate",
         _ALL,
-        ("return lr * (step + 1) / warmup", "return lr * step / warmup"),
+        ("return lr * rise(step, warmup)", "return lr * rise(step - 1, warmup)"),
         ("step - warmup", "step"),
         ("steps - warmup", "steps"),
     ),

@@ -102,10 +102,10 @@ FAULTS = [
     *faults(
         "returns.warm_up",
         _ALL,
-        ("min((step + 1)", "min((step)"),
-        ("config.warmup", "10_000"),
-        ("min(", "max("),
+        ("config.lr * rise(step, config.warmup)", "config.lr"),
+        ("config.warmup)", "10_000)"),
     ),
+    *faults("optim.rise", _ALL, ("min((step + 1)", "min((step)"), ("min(", "max(")),
     *faults(
         "returns.real_mean",
         _ALL,
