@@ -23,7 +23,7 @@ from offrl.envs.layout import numbers
 from offrl.errors import ConfigError, DataError, RunError
 from offrl.execution import Execution, PlanState, due, next_action, real_of, remembered
 from offrl.planners import planner_from_spec
-from offrl.policy_base import F32, BasePolicy, Observation, Slots
+from offrl.policy_base import F32, MOST_NOISE, BasePolicy, Observation, Slots
 from offrl.policy_format import PolicyFile
 from offrl.sequence_models import sequence_model_from_spec
 from offrl.types import Context, Noise
@@ -128,7 +128,8 @@ class PlanPolicy(Policy):
 
     `action_range` are the environment's actions that -1 and 1 stand for, the spec's bounds unless
     given. A goal has the units of observations; it is given to `start` or `restart`, or read from
-    the observation where that has a desired goal. Raises ConfigError for discrete actions.
+    the observation where that has a desired goal. Raises ConfigError for discrete actions, and
+    for a planner that takes more random numbers than a step has.
     """
 
     _kind = Planner
@@ -151,6 +152,11 @@ class PlanPolicy(Policy):
             raise ConfigError(f"a plan is of continuous actions; these are {spec.action_kind}")
         self.execution = execution
         self._noise_size = sum(math.prod(shape) for shape in self.actor.noise().values())
+        if self._noise_size > MOST_NOISE:
+            raise ConfigError(
+                f"a plan of {type(actor).__name__} takes {self._noise_size:,} random numbers, and "
+                f"a step has {MOST_NOISE:,}; plan with fewer candidates, restarts or rounds"
+            )
         self._achieved, desired = goal_parts(spec)
         self._desired = desired if execution.goal else None
 

@@ -202,7 +202,10 @@ class BasePolicy(ABC):
         return clipped.astype(np.float32)
 
 
-_ADVANCE = 1 << 20  # counter positions between two steps: more than the draws of any action
+_ADVANCE = 1 << 20  # counter positions between two steps
+# Numbers that an action may take, so that those of two steps are not the same ones: a position
+# gives eight, of which the normal numbers' rejections take a few per cent.
+MOST_NOISE = 7 * _ADVANCE
 
 
 def _lists(state: Slots) -> tuple[list[int], list[int]]:

@@ -28,6 +28,8 @@ from offrl.experiment import train
 from offrl.networks import Learners, Linear, Stacked, learner_view
 from offrl.optim import adam
 from offrl.policy import PlanPolicy, Policy, load_policy
+from offrl.policy_base import _ADVANCE, MOST_NOISE
+from offrl.streams import Stream
 from offrl.types import Context, GoalBatch, Metrics, Noise
 
 F32 = NDArray[np.float32]
@@ -287,6 +289,19 @@ def test_noise_belongs_to_seed_episode_and_step() -> None:
     np.testing.assert_allclose(swapped, first[::-1], atol=1e-6)
     other = PlanPolicy(policy.actor, SPEC, MEAN, STD, seed=1, execution=policy.execution)
     assert (other.act(obs, other.start(2))[0] != first).any(1).all()
+
+
+def test_the_noise_of_a_step_ends_before_the_next_begins() -> None:
+    # As many numbers as a plan may take, in a 256th of the room: rejections are counted with them.
+    part = 256
+    generator = Stream(0, "policy").block(1)
+    generator.standard_normal(MOST_NOISE // part, dtype=np.float32)
+    position = generator.bit_generator.state["state"]["counter"][0]
+    assert 0.85 * _ADVANCE / part < position < _ADVANCE / part
+    greedy = Net(2, 2, 1, 4, 0, 2)
+    greedy.noise = lambda: {"a": (MOST_NOISE + 1,)}  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match=r"Net takes 7,340,033 random numbers, .* fewer cand"):
+        PlanPolicy(greedy, SPEC, execution=Execution(4))
 
 
 def test_a_prediction_is_the_first_action_of_an_episode() -> None:
