@@ -22,6 +22,7 @@ from offrl.checks import as_declared, check_choice, check_intervals
 from offrl.denoising import Number
 from offrl.energy import Descent, Energy, descend, polynomial, search, settle, slope
 from offrl.energy_nets import EnergyNet, MLPEnergy, energy_net_from_spec
+from offrl.generation import by_candidate
 from offrl.guidance import choose, taken
 from offrl.networks import Learners, Stacked
 from offrl.types import Context, Noise
@@ -239,9 +240,7 @@ class SearchPlanner(nn.Module):
 
     def _found(self, energy: Energy, noise: Noise) -> tuple[Tensor, Number]:
         cfg, n = self.searching, self.searching.candidates
-        # One set of numbers for each of n episodes: rounds first, then rows.
-        rows = {k: v.flatten(0, 1) for k, v in noise.items() if k == "start"}
-        rows |= {k: v.transpose(0, 1).flatten(1, 2) for k, v in noise.items() if k != "start"}
+        rows = by_candidate(noise)
         x = cfg.begin(rows["start"])
         if cfg.method == "langevin":
             x = cfg.walk(energy, x, rows["shakes"])

@@ -91,3 +91,15 @@ def by_step(
 ) -> dict[str, Tensor]:
     """The noise of a plan, one set for each of n episodes, as samplers take it: steps first."""
     return {k: v.transpose(0, 1) if k == "steps" else v for k, v in noise.items()}
+
+
+def by_candidate(noise: Mapping[str, Float[Tensor, "n ..."]]) -> dict[str, Tensor]:
+    """Noise for candidates of n episodes: those of an episode become rows beside each other.
+
+    `start` is (n, candidates, ...); all else has steps or rounds, (n, steps, candidates, ...), and
+    comes with these first, as in `by_step`.
+    """
+    return {
+        k: v.flatten(0, 1) if k == "start" else v.transpose(0, 1).flatten(1, 2)
+        for k, v in noise.items()
+    }

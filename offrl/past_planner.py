@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from offrl.backbones import Backbone, backbone_from_spec, remembering
-from offrl.generation import Generation
+from offrl.generation import Generation, by_candidate
 from offrl.guidance import best_of
 from offrl.networks import MLP, Learners
 from offrl.types import Context, Noise
@@ -84,10 +84,7 @@ class PastPlanner(nn.Module):
         obs = context.obs if self.encoder is None else self.encoder(context.obs)
         network, condition = remembering(self.net, obs, self.samples)
         denoise = self.generation.denoiser(network, condition)
-        rows = {"start": noise["start"].flatten(0, 1)}
-        if "steps" in noise:
-            rows["steps"] = noise["steps"].transpose(0, 1).flatten(1, 2)
-        sample = self.generation.run(denoise, rows)
+        sample = self.generation.run(denoise, by_candidate(noise))
         sample = sample._replace(x=sample.x.clamp(-1.0, 1.0))
         compared = context.past_real * asked(context.past_real.shape[1], self.past_steps, obs)
         score = agreement(sample.x, context.past_action, compared)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from offrl.backbones import Backbone, backbone_from_spec
 from offrl.checks import check_intervals
 from offrl.critics import Critic
-from offrl.generation import Generation
+from offrl.generation import Generation, by_candidate
 from offrl.guidance import best_of, repeated
 from offrl.networks import Learners
 from offrl.types import Context, Noise
@@ -46,10 +46,7 @@ class ValuePlanner(nn.Module):
 
     def plan(self, context: Context, noise: Noise) -> Float[Tensor, "n 1 act"]:
         n, obs = self.candidates, context.obs[:, -1]
-        # Candidates of an episode are rows beside each other, and steps come first.
-        drawn = {"start": noise["start"].flatten(0, 1)}
-        if "steps" in noise:
-            drawn["steps"] = noise["steps"].transpose(0, 1).flatten(1, 2)
+        drawn = by_candidate({k: v for k, v in noise.items() if k != "choice"})
         sample = self.generation.run(self.generation.denoiser(self.net, obs), drawn)
         sample = sample._replace(x=sample.x.clamp(-1.0, 1.0))
         score = self.critic(repeated(obs, n, event=1), sample.x.squeeze(-2)).amin(0)
