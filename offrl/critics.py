@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from offrl.errors import ConfigError
 from offrl.losses import td_loss
 from offrl.networks import MLP, TORCH_INIT, Activation, Init, Learners, Linear, Norm
 from offrl.types import Metrics
@@ -79,7 +80,10 @@ class Critic(nn.Module):
 
 
 class StateActionTrunk(nn.Module):
-    """Layers on the concatenation of observation and action, ReLU unless told otherwise."""
+    """Layers on the concatenation of observation and action, ReLU unless told otherwise.
+
+    Raises ConfigError where there are none.
+    """
 
     def __init__(
         self,
@@ -93,6 +97,11 @@ class StateActionTrunk(nn.Module):
         activation: Activation = "relu",
     ) -> None:
         super().__init__()
+        if not hidden:
+            raise ConfigError(
+                f"a critic's hidden layers are {list(hidden)}; it needs one or more, since its "
+                "features are those of the last"
+            )
         self.features = hidden[-1]
         sizes = [obs_dim + act_dim, *hidden]
         self.net = MLP(
