@@ -6,6 +6,7 @@ comes with a model is run.
 """
 
 import os
+import sys
 from importlib import import_module, metadata
 from types import ModuleType
 
@@ -25,7 +26,10 @@ def need(name: str) -> ModuleType:
     for variable, value in QUIET.items():
         os.environ.setdefault(variable, value)
     try:
-        return import_module(name)
+        module = import_module(name)
+        if name == "transformers" and not sys.stderr.isatty():
+            import_module("transformers.utils.logging").disable_progress_bar()
+        return module
     except ImportError as error:
         raise MissingDependencyError(
             f"training and scoring language models needs {name.partition('.')[0]} ({error}); "

@@ -142,10 +142,9 @@ def answer_hidden(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     return out.hidden_states[-1][:, first - 1 : -1], batch["mask"][:, first:]
 
 
-def core_of(model: Any) -> nn.Module:
+def core_of(model: Any) -> Any:
     """The model of transformers inside an adapter."""
-    core: nn.Module = model.get_base_model() if is_adapted(model) else model
-    return core
+    return model.get_base_model() if is_adapted(model) else model
 
 
 def _check_folder(path: Path) -> None:

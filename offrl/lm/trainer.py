@@ -137,7 +137,6 @@ def make_trainer(plan: Plan, out: Path) -> Any:
         weight_decay=config.weight_decay,
         max_grad_norm=config.clip,
         bf16=config.precision == "bfloat16",
-        gradient_checkpointing=config.gradient_checkpointing,
         logging_steps=min(config.log_every, steps),
         save_strategy="steps" if config.save_every else "no",
         save_steps=config.save_every or steps,
@@ -157,8 +156,6 @@ def make_trainer(plan: Plan, out: Path) -> Any:
             f"of {config.micro_batch} do not divide; make it a multiple of {share}"
         )
     arguments.gradient_accumulation_steps = config.batch // share
-    if config.gradient_checkpointing and is_adapted(plan.model):
-        plan.model.enable_input_require_grads()
     kind = _reference_kind(plan)
     items, pad, reference = list(plan.items), pad_of(plan.tokenizer), None
     if kind in ("copy", "stored"):
@@ -169,6 +166,11 @@ def make_trainer(plan: Plan, out: Path) -> Any:
             items, reference, pad, config.micro_batch, out / "reference.safetensors"
         )
         reference = None
+    if config.gradient_checkpointing:
+        # After the reference was copied; not by re-entry, which needs inputs with a gradient.
+        core = core_of(plan.model)
+        old = core.gradient_checkpointing_enable  # before 5.20
+        getattr(core, "activation_checkpointing_enable", old)({"use_reentrant": False})
     trainer = _trainer_class()(
         model=plan.model,
         args=arguments,
