@@ -20,13 +20,12 @@ conditioned on goals (guidance 1, the better one there); the authors' guided one
 Where the paper and its code leave a choice: (a) the goal is hidden per sample; the code draws for
 each component, so that no goal at all is next to never seen. (b) The learning rate falls to
 `lr_decay` of itself in 100 updates, as in the code (there at once), so to 1.8 % in 40,000; 1 keeps
-it. (c)
-sigma_max = 1 draws the mean of actions with spread s towards 0 by the share
-1 - s / sqrt(s^2 + 1): raise it where one situation allows very different actions. (d) Past actions
-are put back at each step, as the code's option to keep them does: by default it moves them along,
-and neither was what training showed, noise of one level on all; `past="noised"` is. (e) A goal of
-zeros is not the same as none: the transformer does not see a goal that is hidden, an MLP is told.
-(f) Large weights of guidance spoil the kitchen's actions: 1 is neutral, and costs nothing.
+it. (c) sigma_max = 1 draws the mean of actions with spread s towards 0 by the share 1 - s /
+sqrt(s^2 + 1): raise it where one situation allows very different actions. (d) Past actions are put
+back at each step, as the code's option to keep them does: by default it moves them along, and
+neither was what training showed, noise of one level on all; `past="noised"` is. (e) A goal of zeros
+is not the same as none: the transformer does not see a goal that is hidden, an MLP is told. (f)
+Large weights of guidance spoil the kitchen's actions: 1 is neutral, and costs nothing.
 
 Departures: windows may begin before their episode, with steps that are not seen and do not count
 in L, where the code's windows are shorter; no dropout (0.3 of attention in the kitchen; see
@@ -42,7 +41,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from offrl.agent import Agent
-from offrl.checks import check_choice, check_intervals
+from offrl.checks import check_choice, check_intervals, check_multiple
 from offrl.chunks import MLP_BLOCKS, chunk_noise, chunk_policy, held_out_noise, stacks
 from offrl.datasets.offline import OfflineDataset, Spec
 from offrl.datasets.windows import Goals, Normalize, Windows, goal_parts, windows
@@ -98,7 +97,16 @@ class BESOConfig:
         check_choice(self, "process", ("edm", "ddpm"))
         check_choice(self, "sampler", ("ddim", "ancestral", "heun", "dpm2", "dpm3"))
         check_choice(self, "backbone", ("gpt", *MLP_BLOCKS))
-        self.goal_view()
+        check_choice(self, "goals", ("uniform", "geometric", "final"))
+        check_choice(self, "spacing", ("karras", "linear", "exponential"))
+        check_intervals(self, goal_gamma="(0, 1)", goal_gap="[0, inf)", goal_length="[1, inf)")
+        check_intervals(self, goal_dropout="[0, 1]", sampler_steps="[1, inf)", levels="[1, inf)")
+        check_intervals(self, sigma_data="(0, inf)", sigma_min="(0, inf)")
+        check_intervals(self, sigma_max=f"({self.sigma_min}, inf)")
+        if self.process == "ddpm":
+            check_intervals(self, sampler_steps=f"[1, {self.levels}]")
+        if self.backbone == "gpt":
+            check_multiple(self, "width", self.heads, f"attention of {self.heads} heads")
         generation_of(self)
 
     @property
@@ -123,10 +131,10 @@ class BESO(Agent):
     stacked = False
     measure = "loss"
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "kitchen": {"batch_size": 1024},
+        "kitchen": {"batch_size": 1024, "steps": 40_000},
         "offrl": {
             **{"history": 1, "goal_length": 1, "goals": "geometric", "goal_gamma": 0.9},
-            **{"normalize": "minmax", "normalize_action": True, "batch_size": 128},
+            **{"normalize": "minmax", "normalize_action": True, "batch_size": 128, "steps": 3_000},
             **{"backbone": "film", "width": 128, "depth": 2, "lr": 1e-3, "lr_decay": 0.95},
         },
     }

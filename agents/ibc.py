@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from offrl.agent import Agent
-from offrl.checks import check_intervals
+from offrl.checks import check_intervals, check_multiple
 from offrl.chunks import PlanConfig, chunk_policy, chunk_view, same_noise
 from offrl.datasets.offline import OfflineDataset, Spec
 from offrl.datasets.windows import Normalize, Windows
@@ -83,6 +83,7 @@ class IBCConfig(PlanConfig):
                 "temperature": "(0, inf)",
             },
         )
+        check_multiple(self, "depth", 2, "a network of blocks of two layers")
         searching_of(self)
 
 
@@ -96,9 +97,9 @@ class IBC(Agent):
         "adroit": {
             **{"history": 1, "horizon": 1, "width": 512, "depth": 8, "lr": 5e-4, "negatives": 8},
             **{"method": "langevin", "candidates": 512, "rounds": 100, "penalty": 1.0},
-            **{"rate": 0.5, "shake": 0.5, "limit": 0.5},
+            **{"rate": 0.5, "shake": 0.5, "limit": 0.5, "steps": 100_000},
         },
-        "offrl": {"negatives": 64, "candidates": 512},
+        "offrl": {"negatives": 64, "candidates": 512, "steps": 100_000},
     }
 
     def __init__(self, spec: Spec, config: IBCConfig, learners: Learners) -> None:

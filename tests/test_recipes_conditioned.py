@@ -12,6 +12,7 @@ from offrl.agents import BESO, PTP, BESOConfig, PTPConfig
 def test_beso_in_the_kitchen(name: str) -> None:
     found = settings(BESO, BESOConfig(), name)
     assert_has(found, history=4, goal_length=2, goal_dropout=0.1, batch_size=1024)
+    assert_has(found, steps=40_000)  # over which the learning rate falls
     assert_has(found, backbone="gpt", depth=6, width=360, heads=6)
     assert_has(found, sigma_data=0.5, sigma_min=0.005, sigma_max=1.0, sampler_steps=3)
     assert_has(found, lr=1e-4, lr_decay=0.99, ema=0.999, normalize="none", normalize_action=False)
@@ -39,3 +40,4 @@ def test_beso_on_the_tasks_of_offrl() -> None:
     found = settings(BESO, BESOConfig(), "offrl/GoalReach-v0")
     assert_has(found, history=1, goal_length=1, goals="geometric", goal_gamma=0.9)
     assert_has(found, sampler_steps=3, guidance=1.0, normalize="minmax", backbone="film")
+    assert_has(found, steps=3_000, lr_decay=0.95)

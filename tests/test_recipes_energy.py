@@ -32,6 +32,7 @@ def test_implicit_bc_on_d4rls_hand() -> None:
         **{"history": 1, "horizon": 1, "width": 512, "depth": 8, "lr": 5e-4, "negatives": 8},
         **{"method": "langevin", "candidates": 512, "rounds": 100, "penalty": 1.0, "steep": 1.0},
         **{"rate": 0.5, "shake": 0.5, "limit": 0.5, "last_rate": 1e-5},
+        "steps": 100_000,
     }.items():
         assert found[name] == value, name
 
@@ -51,3 +52,5 @@ def test_small_tasks_have_plans_of_their_own() -> None:
     for name in ("offrl/MultiReach-v0", "offrl/GoalReach-v0"):
         found = settings(EBT, EBTConfig(), name)
         assert (found["history"], found["horizon"], found["execute"]) == (2, 8, 4)
+        # The learning rate falls by the count of updates, so that their number is a setting too.
+        assert settings(IBC, IBCConfig(), name)["steps"] == 100_000
