@@ -6,8 +6,9 @@
 
 A cell is an agent on a dataset with all its seeds, trained side by side. It is named by the hash
 of everything that determines its numbers; a finished cell is skipped, an unfinished one resumed.
-Agents whose settings name an expert imitate it, whatever the rewards are: scripts/imitation.py
-compares those, and here they are run only where --agents asks for them.
+Agents whose settings name an expert imitate it, and those that plan chunks imitate everybody,
+whatever the rewards are: scripts/imitation.py, generative.py, conditioning.py and demonstrated.py
+compare those, and here they are run only where --agents asks for them.
 """
 
 import argparse
@@ -21,7 +22,11 @@ import offrl
 from offrl.agents import AGENTS
 from offrl.experiment import plan
 
-COMPARED = tuple(name for name, (_, config) in AGENTS.items() if not hasattr(config, "expert"))
+COMPARED = tuple(
+    name
+    for name, (_, config) in AGENTS.items()
+    if not hasattr(config, "expert") and not hasattr(config, "horizon")
+)
 MEASURED = ROOT / "agents" / "measured.json"
 
 
