@@ -78,9 +78,9 @@ class ConsistencyBCConfig(ChunkConfig):
         check_intervals(
             self,
             **{"sampler_steps": "[1, inf)", "huber": "(0, inf)", "first_levels": "[1, inf)"},
-            last_levels=f"[{self.first_levels}, inf)",
+            **{"last_levels": f"[{self.first_levels}, inf)", "sigma_data": "(0, inf)"},
+            **{"sigma_min": "(0, inf)", "sigma_max": f"({self.sigma_min}, inf)"},
         )
-        self.process()
 
     def process(self) -> Consistency:
         """The process with these levels."""

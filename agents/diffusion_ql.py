@@ -26,7 +26,7 @@ suite's settings, with our choice where those differ: gradients cut at 5, and on
 with max-Q backup.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -35,7 +35,7 @@ from torch import Tensor
 
 from offrl.agent import Agent
 from offrl.backbones import MLPDenoiser
-from offrl.checks import check_choice, check_intervals
+from offrl.checks import check_choice, check_intervals, check_that
 from offrl.critics import Critic, td_regression
 from offrl.datasets.offline import OfflineDataset, Spec
 from offrl.datasets.replay import Replay
@@ -53,7 +53,7 @@ from offrl.generation import Generation
 from offrl.guidance import repeated
 from offrl.losses import td_target
 from offrl.networks import Learners
-from offrl.optim import adam, clip_norm, cosine_rate, polyak_update, set_lr, target_of
+from offrl.optim import adam, clipping, cosine_rate, polyak_update, set_lr, target_of
 from offrl.policy import PlanPolicy
 from offrl.processes import DDPM
 from offrl.regularizers import q_scale
@@ -94,6 +94,10 @@ class DiffusionQLConfig(OneStep):
         check_intervals(self, ema="[0, 1]", gamma="[0, 1)", polyak="(0, 1]")
         check_intervals(self, lr="(0, inf)", critic_lr="(0, inf)")
         check_choice(self, "lr_schedule", ("constant", "cosine"))
+        if self.standardize_reward:
+            must = "standardize_reward is set, which finds both; leave it at"
+            check_that(self, "reward_scale", self.reward_scale == 1.0, f"{must} 1")
+            check_that(self, "reward_shift", self.reward_shift == 0.0, f"{must} 0")
 
 
 # The authors' table: by dataset the norm of gradients, and on AntMaze eta and the backup.
@@ -159,6 +163,7 @@ class DiffusionQL(Agent):
         self.critic_target = target_of(self.critic)
         self.net_opt = adam(self.net.parameters(), config.lr)
         self.critic_opt = adam(self.critic.parameters(), config.critic_lr)
+        self.clip = clipping(config.grad_norm)
 
     def view(self, dataset: OfflineDataset) -> Replay:
         replay = super().view(dataset)
@@ -183,18 +188,12 @@ class DiffusionQL(Agent):
 
     def update(self, batch: Batch, noise: Noise, phase: int) -> Metrics:
         target = self.compute(self.target, batch, noise)
-        cut = {"combine": self.cut}
+        cut = {"combine": self.clip}
         metrics = self.minimize(self.critic_opt, self.critic_loss, batch, target, **cut)
         metrics |= self.minimize(self.net_opt, self.policy_loss, batch, noise, **cut)
         self.average.update(self.net)
         polyak_update(self.critic, self.critic_target, self.config.polyak)
         return metrics
-
-    def cut(
-        self, gradients: Sequence[Sequence[Tensor]], axes: Sequence[int | None]
-    ) -> list[Tensor]:
-        """The gradient of the only loss, of no greater norm than the settings allow."""
-        return clip_norm(gradients[0], axes, self.config.grad_norm)
 
     def target(self, batch: Batch, noise: Noise) -> Tensor:
         n = self.config.backup

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from offrl.agent import Agent
 from offrl.attention import Activation
-from offrl.checks import check_choice, check_intervals
+from offrl.checks import check_choice, check_intervals, check_multiple
 from offrl.datasets.offline import OfflineDataset, Spec
 from offrl.datasets.replay import Replay
 from offrl.datasets.sequences import Sequences
@@ -61,6 +61,7 @@ class DTConfig(ReturnConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_intervals(self, heads="[1, inf)")
+        check_multiple(self, "width", self.heads, f"attention of {self.heads} heads")
         check_choice(self, "activation", ("gelu", "relu"))
 
 

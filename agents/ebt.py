@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
 from offrl.agent import Agent
-from offrl.checks import check_choice, check_intervals
+from offrl.checks import check_choice, check_intervals, check_multiple
 from offrl.chunks import (
     HEADS,
     AveragedConfig,
@@ -90,6 +90,10 @@ class EBTConfig(AveragedConfig):
             **{"noised": "[0, 1]", "sampler_steps": "[1, inf)", "restarts": "[1, inf)"},
             **{"flat": "[0, inf)", "still": "[0, inf)"},
         )
+        if self.backbone == "mlp":
+            check_multiple(self, "depth", 2, "an mlp of blocks of two layers")
+        else:
+            check_multiple(self, "width", HEADS, "the transformer")
 
 
 class EBT(Agent):

@@ -24,6 +24,17 @@ def check_intervals(config: Any, **intervals: str) -> None:
             )
 
 
+def check_that(config: Any, field: str, holds: bool, must: str) -> None:
+    """Raise ConfigError, naming class, field, value and what it must be, unless `holds`."""
+    if not holds:
+        raise ConfigError(f"{type(config).__name__}.{field} is {getattr(config, field)!r}; {must}")
+
+
+def check_multiple(config: Any, field: str, of: int, why: str) -> None:
+    """Raise ConfigError unless the field is a multiple of this number; `why` says who needs it."""
+    check_that(config, field, getattr(config, field) % of == 0, f"{why} needs a multiple of {of}")
+
+
 def check_choice(config: Any, field: str, choices: tuple[str, ...]) -> None:
     """Raise ConfigError unless the field is one of the choices."""
     value = getattr(config, field)

@@ -19,7 +19,7 @@ from torch.optim import AdamW, Optimizer
 
 from offrl.agent import Agent
 from offrl.backbones import Backbone, MLPDenoiser
-from offrl.checks import check_choice, check_intervals
+from offrl.checks import check_choice, check_intervals, check_multiple, check_that
 from offrl.datasets.offline import OfflineDataset
 from offrl.datasets.windows import Normalize, Windows, windows
 from offrl.denoising import Matched, Network, matching_error
@@ -43,6 +43,7 @@ MLP_BLOCKS: Mapping[str, Literal["plain", "residual", "film"]] = {
     "film": "film",
 }
 HEADS = 4  # of the transformer, as published
+GROUPS = 8  # into which the U-Net divides its channels, as published
 TIMES = 1_000.0  # by which levels that are no steps are multiplied: DDPM's steps are so many
 # What recipes for the tasks of `offrl.envs`, of short episodes, have in common.
 SMALL_TASKS: Mapping[str, Any] = {
@@ -73,6 +74,12 @@ class PlanConfig:
             ensemble="[-1, inf)",
         )
         check_choice(self, "normalize", ("none", "zscore", "minmax"))
+        check_intervals(self, history=f"[1, {self.horizon}]")
+        if self.ensemble < 0.0:
+            ahead = self.horizon - self.history + 1
+            plan = f"a plan of horizon {self.horizon} and history {self.history}"
+            must = f"{plan} has {ahead} actions from now on, so it must be in [1, {ahead}]"
+            check_that(self, "execute", self.execute <= ahead, must)
         self.execution()
 
     def execution(self) -> Execution:
@@ -117,6 +124,11 @@ class ChunkConfig(AveragedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice(self, "backbone", BACKBONE_NAMES)
+        if self.backbone == "transformer":
+            check_multiple(self, "width", HEADS, "the transformer")
+        if self.backbone == "unet":
+            check_multiple(self, "width", GROUPS, "the U-Net")
+            check_multiple(self, "horizon", 2 ** (self.depth - 1), f"a U-Net of depth {self.depth}")
 
 
 def stacks(config: Any) -> bool:
@@ -160,6 +172,7 @@ def chunk_backbone(agent: Agent, level_scale: float, token: int | None = None) -
         cfg.history * token,
         agent.learners,
         channels=[cfg.width * 2**i for i in range(cfg.depth)],
+        groups=GROUPS,
         level_scale=level_scale,
     )
 

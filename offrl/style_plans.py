@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from offrl.agent import Agent
-from offrl.checks import check_intervals
+from offrl.checks import check_intervals, check_multiple
 from offrl.chunks import PlanConfig, chunk_policy
 from offrl.datasets.windows import Normalize
 from offrl.initial import redraw
@@ -15,7 +15,7 @@ from offrl.styles import ChunkDecoder, LatentPredictor, StyleEncoder
 
 # What recipes for the tasks of `offrl.envs`, of short episodes, have in common.
 SMALL_STYLES: Mapping[str, Any] = {
-    **{"horizon": 8, "execute": 4, "lr": 1e-3, "width": 128, "inner": 512, "heads": 4, "depth": 2},
+    **{"horizon": 8, "lr": 1e-3, "width": 128, "inner": 512, "heads": 4, "depth": 2},
     **{"kl_weight": 1.0},
 }
 
@@ -43,7 +43,9 @@ class StyleConfig(PlanConfig):
         super().__post_init__()
         sizes = ("decoder_layers", "heads", "inner", "latent")
         check_intervals(self, **dict.fromkeys(sizes, "[1, inf)"))
-        check_intervals(self, kl_weight="[0, inf)", weight_decay="[0, inf)")
+        check_intervals(self, kl_weight="[0, inf)", weight_decay="[0, inf)", width="[4, inf)")
+        check_multiple(self, "width", self.heads, f"attention of {self.heads} heads")
+        check_multiple(self, "width", 2, "an encoder of places by sine and cosine")
 
 
 def style_networks(agent: Agent) -> tuple[ChunkDecoder, StyleEncoder]:
