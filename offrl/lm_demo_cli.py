@@ -14,9 +14,9 @@ def main(argv: list[str]) -> int:
     parser = Parser(prog="offrl lm demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo-lm"), help="new folder (demo-lm)")
     parser.add_argument("--seeds", type=int, default=3, help="repetitions of everything (3)")
-    parser.add_argument("--steps", type=int, default=200, help="updates of each method (200)")
-    parser.add_argument("--sft-steps", type=int, default=400, help="updates before (400)")
-    parser.add_argument("--methods", help="names with commas between (a choice of seven)")
+    parser.add_argument("--steps", type=int, default=100, help="updates of each method (100)")
+    parser.add_argument("--sft-steps", type=int, default=300, help="updates before (300)")
+    parser.add_argument("--methods", help="names with commas between (a choice of six)")
     given = parser.parse_args(argv)
     if given.out.exists():
         raise RunError(f"{given.out} exists already and is not overwritten; choose another --out")

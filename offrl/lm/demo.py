@@ -35,7 +35,6 @@ METHODS: Mapping[str, Mapping[str, float | str]] = {
     "rdpo": {},
     "rpo": {"beta": 0.1, "eta": 0.1},
     "chi_po": {},
-    "ipo": {},
     "adpo": {},
     "rloo": {},
 }
@@ -48,16 +47,17 @@ class DemoConfig:
 
     seeds: int = 3  # repetitions of everything
     digits: int = 6  # of a prompt
-    prompts: int = 512  # of the data, each with `answers` answers
+    prompts: int = 400  # of the data, each with `answers` answers
     answers: int = 4  # samples of the model after SFT
     flips: tuple[float, ...] = (0.0, 0.3)  # shares of comparisons that are turned round
     methods: tuple[str, ...] = tuple(METHODS)
-    sft_steps: int = 400  # updates before
-    steps: int = 200  # updates of each method
-    points: int = 4  # times at which each method is measured
-    judged: int = 256  # prompts on which
-    batch: int = 64  # examples of an update
-    learning_rate: float = 5e-4  # of the methods; SFT has four times as much
+    sft_steps: int = 300  # updates before
+    steps: int = 100  # updates of each method
+    points: int = 5  # times at which each method is measured
+    judged: int = 200  # prompts on which
+    batch: int = 32  # examples of an update
+    sft_learning_rate: float = 2e-3
+    learning_rate: float = 3e-4  # of the methods
 
 
 def run(config: DemoConfig) -> list[dict[str, Any]]:
@@ -79,7 +79,7 @@ def _seed(config: DemoConfig, seed: int, folder: Path) -> list[dict[str, Any]]:
         steps=config.sft_steps,
         batch=config.batch,
         micro_batch=config.batch,
-        learning_rate=4 * config.learning_rate,
+        learning_rate=config.sft_learning_rate,
         max_length=4 * config.digits,
         seed=seed,
         cpu=True,
