@@ -46,13 +46,17 @@ TASKS: Mapping[str, tuple[int, int, int, str]] = {
     "offrl/NoisyReacher-v0": (300, 1500, 100, "heading for the target, as the script does: -9.4"),
     "offrl/StillReacher-v0": (300, 1500, 100, "without luck; the script's best: -5.4"),
 }
-# Decision Transformer in the size of DoC's small form; 4 returns of 5 are below 1 on all tasks.
+# Decision Transformer in the size of DoC's small form.
 DT: Mapping[str, Any] = {
     **{"context": 8, "layers": 1, "heads": 1, "width": 32, "max_steps": 100, "return_scale": 1.0},
     **{"lr": 1e-3, "warmup": 100, "weight_decay": 0.0, "clip": 1.0, "normalize_obs": False},
     **{"batch_size": 64},
 }
-OWN: Mapping[str, Mapping[str, Any]] = {"Reacher": {"return_scale": 10.0, "normalize_obs": True}}
+# On Reacher it needs more updates than DoC, and does better without its own past actions in sight,
+# which it would go on with: with a context of 8 it earns less, and pays no heed to the return.
+OWN: Mapping[str, Mapping[str, Any]] = {
+    "Reacher": {"return_scale": 10.0, "normalize_obs": True, "context": 1, "steps": 3_000}
+}
 POINTS = 7  # returns that are asked for
 COLOURS = {"dt": "#d55e00", "doc": "#0072b2"}  # told apart by all eyes
 
