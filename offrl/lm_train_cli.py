@@ -182,5 +182,5 @@ def _flag(name: str) -> str:
 
 
 def _report(trainer: Any, out: str) -> None:
-    state = trainer.state
-    print(f"{out}/model: {state.global_step:,} updates")
+    if trainer.is_world_process_zero():
+        print(f"{out}/model: {trainer.state.global_step:,} updates")

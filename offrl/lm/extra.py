@@ -37,6 +37,11 @@ def need(name: str) -> ModuleType:
         ) from None
 
 
+def first_process() -> bool:
+    """Whether this is the process that writes, of one or of several that were launched."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def versions() -> dict[str, str]:
     """Package -> version, of what a run depends on and is installed."""
     found = {}

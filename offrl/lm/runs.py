@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import torch
 from offrl.errors import ConfigError, RunError
 from offrl.files import read_json, sole_use, write_json
 from offrl.lm.data import load_examples
-from offrl.lm.extra import need, untested, versions
+from offrl.lm.extra import first_process, need, untested, versions
 from offrl.lm.models import check_tokenizer, is_adapted, load_model, load_tokenizer, with_lora
 from offrl.lm.objectives import objective
 from offrl.lm.records import write_records
@@ -53,15 +54,16 @@ def start(run: LmRun, out: Path) -> Any:
 
     Raises RunError where something stands there already, and what reading model and data raises.
     """
-    if os.path.lexists(out):
+    if first_process() and os.path.lexists(out):
         raise RunError(
             f"{out} exists already and is not overwritten; choose another --out, or continue it "
             f"with --resume {out}"
         )
     plan = _plan(run)
-    out.mkdir(parents=True)
-    record = {**asdict(run), "data_sha256": _digest(Path(run.data)), "versions": versions()}
-    write_json(out / "config.json", record)
+    if first_process():
+        out.mkdir(parents=True)
+        record = {**asdict(run), "data_sha256": _digest(Path(run.data)), "versions": versions()}
+        write_json(out / "config.json", record)
     return _go(plan, out, resume=False)
 
 
@@ -86,7 +88,7 @@ def _plan(run: LmRun) -> Plan:
     """Everything that a run needs, read and checked."""
     goal, config = objective(run.method, run.options), run.config
     for line in untested():
-        print(f"note: {line}")
+        _say(f"note: {line}")
     if config.lora_alpha and not config.lora:
         raise ConfigError("lora_alpha has a meaning with lora alone")
     examples = load_examples(
@@ -112,7 +114,7 @@ def _plan(run: LmRun) -> Plan:
         behavior=goal.needs_behavior,
         least_answers=goal.least_answers,
     )
-    print("\n".join(examples.report.lines()))
+    _say("\n".join(examples.report.lines()))
     if run.strict and len(items) < len(examples.rows):
         raise ConfigError("with strict nothing may be dropped; mend what is listed above")
     need("transformers").set_seed(config.seed)
@@ -173,10 +175,15 @@ def score_file(given: Any) -> list[str]:
 
 
 def _go(plan: Plan, out: Path, *, resume: bool) -> Any:
-    with sole_use(out):
+    with sole_use(out) if first_process() else nullcontext():
         trainer = fit(plan, out, resume=resume, callbacks=[_log(out / "log.jsonl")])
         _save(trainer, out)
     return trainer
+
+
+def _say(text: str) -> None:
+    if first_process():
+        print(text)
 
 
 def _save(trainer: Any, out: Path) -> None:

@@ -162,9 +162,9 @@ def make_trainer(plan: Plan, out: Path) -> Any:
         reference = plan.reference if plan.reference is not None else copy.deepcopy(plan.model)
         reference.requires_grad_(False).eval().to(arguments.device)
     if kind == "stored":
-        items = with_reference(
-            items, reference, pad, config.micro_batch, out / "reference.safetensors"
-        )
+        path = out / "reference.safetensors"
+        with arguments.main_process_first():  # the others read what it writes
+            items = with_reference(items, reference, pad, config.micro_batch, path)
         reference = None
     if config.gradient_checkpointing:
         # After the reference was copied; not by re-entry, which needs inputs with a gradient.

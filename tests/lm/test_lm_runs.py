@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 import tiny_lm
+import torch
 from safetensors.torch import load_file
 
 from offrl import cli
@@ -70,6 +74,28 @@ def test_a_run_is_written_and_its_model_can_be_read(folder: Path) -> None:
     assert set(before) == set(after) and any(bool((before[k] != after[k]).any()) for k in before)
     load_model(str(run / "model"))
     assert train(folder, "sft", "demonstrations.jsonl", "--steps", "1", out="next") == 0
+
+
+def test_two_processes_reach_the_weights_of_one(folder: Path) -> None:
+    settings = ("--steps", "3", "--reference", "stored", "--save-every", "0")
+    assert train(folder, "rpo", "pairs.jsonl", *settings, out="one") == 0
+    words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "offrl", "lm", "train"]
+    words += ["--method", "rpo", "--model", str(folder / "model"), *FAST, *settings]
+    words += ["--data", str(folder / "pairs.jsonl"), "--out", str(folder / "two")]
+    done = subprocess.run(
+        [sys.executable, *words],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("4 of 4 examples are usable") == 1
+    one, two = (weights(folder / name / "model") for name in ("one", "two"))
+    start = weights(folder / "model")
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=0, atol=2e-5)
+    assert any(float((one[name] - start[name]).abs().max()) > 1e-3 for name in one)
 
 
 @pytest.mark.filterwarnings("ignore:mtime may not be reliable")  # checkpoints within a second
