@@ -35,27 +35,27 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.optim import Adam
 
 from offrl.agent import Agent
+from offrl.backbones import MLPDenoiser
 from offrl.checks import check_choice, check_intervals
 from offrl.critics import Critic, Value, td_regression
 from offrl.datasets.offline import Spec
-from offrl.ema import Average, Decay
+from offrl.ema import Average
 from offrl.generated_actions import (
     ImplicitGeneratorConfig,
     best_action_policy,
     cloning_error,
-    generation_of,
-    held_out_draws,
+    equip,
+    held_out_measures,
     matching_noise,
-    residual_net,
 )
 from offrl.implicit import implicit_target, logged_value, value_regression
 from offrl.networks import Learners
-from offrl.optim import adam, cosine_rate, polyak_update, set_lr, target_of
+from offrl.optim import cosine_rate, polyak_update, set_lr
 from offrl.policy import PlanPolicy
 from offrl.regularizers import advantage_weight
-from offrl.representation import held_out_error
 from offrl.types import Batch, Metrics, Noise
 
 
@@ -84,6 +84,14 @@ class AWM(Agent):
     config_class = AWMConfig
     suits = "several ways to act, mixed data"
     measure = "bc_loss"
+    net: MLPDenoiser
+    average: Average[MLPDenoiser]
+    critic: Critic
+    critic_target: Critic
+    value: Value
+    net_opt: Adam
+    critic_opt: Adam
+    value_opt: Adam
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "locomotion": {"expectile": 0.7, "beta": 3.0, "reward_by_return_range": True},
         "antmaze": {
@@ -96,15 +104,7 @@ class AWM(Agent):
 
     def __init__(self, spec: Spec, config: AWMConfig, learners: Learners) -> None:
         super().__init__(spec, config, learners)
-        self.generation = generation_of(config)
-        self.net = residual_net(self)
-        self.critic = Critic(self.obs_dim, self.act_dim, config.hidden, learners)
-        self.value = Value(self.obs_dim, config.hidden, learners)
-        self.average = Average(self.net, Decay("constant", high=config.ema))
-        self.critic_target = target_of(self.critic)
-        self.net_opt = adam(self.net.parameters(), config.lr)
-        self.critic_opt = adam(self.critic.parameters(), config.lr)
-        self.value_opt = adam(self.value.parameters(), config.lr)
+        equip(self)
 
     def noise(self, batch_size: int) -> dict[str, tuple[int, ...]]:
         return {**matching_noise(self, batch_size), **self.net.noise(batch_size)}
@@ -146,10 +146,7 @@ class AWM(Agent):
         return td_regression(self.critic(batch.obs, batch.action), implicit_target(self, batch))
 
     def validate(self, batch: Batch) -> Metrics:
-        noise = held_out_draws(self, batch)
-        held_out = held_out_error(self.critic_loss(batch))
-        bc_loss = cloning_error(self, self.average.net, batch, noise).mean(-1)
-        return {"bc_loss": bc_loss, **held_out}
+        return held_out_measures(self, batch)
 
     def policy(self, learner: int = 0, provenance: Mapping[str, Any] | None = None) -> PlanPolicy:
         return best_action_policy(self, self.average.net, learner, provenance)

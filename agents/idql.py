@@ -18,6 +18,11 @@ settings: 10 steps, 32 actions, tau 0.9, no average, rewards as they are, where 
 otherwise. The networks stay those of this file; theirs, for model and values alike, are of four
 GELU layers of 512, and their critics, not the targets of these, choose.
 
+The network is `MLPResNet` with LayerNorm of the authors' published code, `MLPResNetV3` in another
+version of it, with the same layers; neither critics nor V have LayerNorm. An update takes one step
+of the model and one of the values, all on the whole batch; that code splits it for two steps of the
+model, the second of them on no rows, and trains values on its first 256.
+
 Departures: where DDPM here clips the estimate of a and adds the posterior's noise, the authors'
 code clips each x_k and adds noise of variance beta_k; the loss is summed over components and
 averaged over critics there, which Adam does not notice. The paper's quantile and exponential
@@ -31,25 +36,25 @@ from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor
+from torch.optim import Adam
 
 from offrl.agent import Agent
+from offrl.backbones import MLPDenoiser
 from offrl.critics import Critic, Value, td_regression
 from offrl.datasets.offline import Spec
-from offrl.ema import Average, Decay
+from offrl.ema import Average
 from offrl.generated_actions import (
     ImplicitGeneratorConfig,
     best_action_policy,
     cloning_error,
-    generation_of,
-    held_out_draws,
+    equip,
+    held_out_measures,
     matching_noise,
-    residual_net,
 )
 from offrl.implicit import implicit_target, logged_value, value_regression
 from offrl.networks import Learners
-from offrl.optim import adam, cosine_rate, polyak_update, set_lr, target_of
+from offrl.optim import cosine_rate, polyak_update, set_lr
 from offrl.policy import PlanPolicy
-from offrl.representation import held_out_error
 from offrl.types import Batch, Metrics, Noise
 
 
@@ -65,6 +70,14 @@ class IDQL(Agent):
     config_class = IDQLConfig
     suits = "several ways to act, sparse rewards"
     measure = "bc_loss"
+    net: MLPDenoiser
+    average: Average[MLPDenoiser]
+    critic: Critic
+    critic_target: Critic
+    value: Value
+    net_opt: Adam
+    critic_opt: Adam
+    value_opt: Adam
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "locomotion": {"expectile": 0.7, "reward_by_return_range": True, "batch_size": 512},
         "antmaze": {
@@ -75,15 +88,7 @@ class IDQL(Agent):
 
     def __init__(self, spec: Spec, config: IDQLConfig, learners: Learners) -> None:
         super().__init__(spec, config, learners)
-        self.generation = generation_of(config)
-        self.net = residual_net(self)
-        self.critic = Critic(self.obs_dim, self.act_dim, config.hidden, learners)
-        self.value = Value(self.obs_dim, config.hidden, learners)
-        self.average = Average(self.net, Decay("constant", high=config.ema))
-        self.critic_target = target_of(self.critic)
-        self.net_opt = adam(self.net.parameters(), config.lr)
-        self.critic_opt = adam(self.critic.parameters(), config.lr)
-        self.value_opt = adam(self.value.parameters(), config.lr)
+        equip(self)
 
     def noise(self, batch_size: int) -> dict[str, tuple[int, ...]]:
         return {**matching_noise(self, batch_size), **self.net.noise(batch_size)}
@@ -115,10 +120,7 @@ class IDQL(Agent):
         return td_regression(self.critic(batch.obs, batch.action), implicit_target(self, batch))
 
     def validate(self, batch: Batch) -> Metrics:
-        noise = held_out_draws(self, batch)
-        held_out = held_out_error(self.critic_loss(batch))
-        bc_loss = cloning_error(self, self.average.net, batch, noise).mean(-1)
-        return {"bc_loss": bc_loss, **held_out}
+        return held_out_measures(self, batch)
 
     def policy(self, learner: int = 0, provenance: Mapping[str, Any] | None = None) -> PlanPolicy:
         return best_action_policy(self, self.average.net, learner, provenance)

@@ -18,13 +18,17 @@ from offrl.agent import Agent
 from offrl.backbones import MLPDenoiser
 from offrl.checks import check_choice, check_intervals
 from offrl.chunks import TIMES, chunk_policy, same_noise
+from offrl.critics import Critic, Value
 from offrl.denoising import Network, matching_error
+from offrl.ema import Average, Decay
 from offrl.execution import Execution
 from offrl.generation import Generation
 from offrl.networks import learner_view
+from offrl.optim import adam, target_of
 from offrl.policy import PlanPolicy
 from offrl.processes import DDPM, Flow
-from offrl.types import Batch, Noise
+from offrl.representation import held_out_error
+from offrl.types import Batch, Metrics, Noise
 from offrl.value_planner import ValuePlanner
 
 
@@ -90,6 +94,27 @@ def residual_net(agent: Any) -> MLPDenoiser:
         dropout=cfg.dropout,
         level_scale=TIMES if flows else 1.0,
     )
+
+
+def equip(agent: Any) -> None:
+    """Give an agent of these settings its networks, their averages and their optimisers."""
+    cfg, learners = agent.config, agent.learners
+    agent.generation = generation_of(cfg)
+    agent.net = residual_net(agent)
+    agent.critic = Critic(agent.obs_dim, agent.act_dim, cfg.hidden, learners)
+    agent.value = Value(agent.obs_dim, cfg.hidden, learners)
+    agent.average = Average(agent.net, Decay("constant", high=cfg.ema))
+    agent.critic_target = target_of(agent.critic)
+    agent.net_opt = adam(agent.net.parameters(), cfg.lr)
+    agent.critic_opt = adam(agent.critic.parameters(), cfg.lr)
+    agent.value_opt = adam(agent.value.parameters(), cfg.lr)
+
+
+def held_out_measures(agent: Any, batch: Batch) -> Metrics:
+    """The generator's error on held-out actions, and that of the critics."""
+    noise = held_out_draws(agent, batch)
+    bc_loss = cloning_error(agent, agent.average.net, batch, noise).mean(-1)
+    return {"bc_loss": bc_loss, **held_out_error(agent.critic_loss(batch))}
 
 
 def best_action_policy(

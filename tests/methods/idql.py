@@ -123,13 +123,6 @@ def both(at: str, cases: str, minimized: str) -> list[Fault]:
             ("implicit_target(self, batch)", "-implicit_target(self, batch)"),
         ),
         *faults(
-            f"{at}.__init__",
-            cases,
-            ("high=config.ema", "high=0.999"),
-            ("adam(self.critic.parameters(), config.lr)", "adam(self.critic.parameters(), 3e-4)"),
-            ("adam(self.value.parameters(), config.lr)", "adam(self.value.parameters(), 3e-4)"),
-        ),
-        *faults(
             f"{at}.schedule",
             cases,
             ('if self.config.actor_schedule == "cosine":', "if False:"),
@@ -144,14 +137,16 @@ FAULTS = [
     *both(_AWM, "awm-stacked", "batch, q, noise"),
     *faults(f"{_IDQL}.schedule", "ifql", ('== "cosine"', '!= "cosine"')),
     *faults(
-        f"{_IDQL}.__init__",
-        "ifql",
-        ("adam(self.net.parameters(), config.lr)", "adam(self.net.parameters(), 3e-4)"),
+        "generated_actions.equip",
+        "idql-stacked awm-stacked",
+        ("high=cfg.ema", "high=0.999"),
+        ("adam(agent.critic.parameters(), cfg.lr)", "adam(agent.critic.parameters(), 3e-4)"),
+        ("adam(agent.value.parameters(), cfg.lr)", "adam(agent.value.parameters(), 3e-4)"),
     ),
     *faults(
-        f"{_AWM}.__init__",
-        "awm-filter",
-        ("adam(self.net.parameters(), config.lr)", "adam(self.net.parameters(), 3e-4)"),
+        "generated_actions.equip",
+        "ifql awm-filter",
+        ("adam(agent.net.parameters(), cfg.lr)", "adam(agent.net.parameters(), 3e-4)"),
     ),
     *faults(
         f"{_IDQL}.update",
