@@ -33,7 +33,6 @@ in L, where the code's windows are shorter; no dropout (0.3 of attention in the 
 process in EDM's place, all else the same, and an MLP may take the GPT's: both are for comparison.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -48,12 +47,10 @@ from offrl.datasets.windows import Goals, Normalize, Windows, goal_parts, window
 from offrl.denoising import matching_error
 from offrl.ema import Average, Decay
 from offrl.execution import Execution
-from offrl.generation import Generation
-from offrl.goal_planner import GoalPlanner, Situation, goal_backbone, told
+from offrl.goal_planner import GoalPlanner, Situation, goal_backbone, goal_generation, told
 from offrl.networks import Learners, learner_view
 from offrl.optim import adamw, set_lr
 from offrl.policy import PlanPolicy
-from offrl.processes import DDPM, EDM
 from offrl.types import GoalBatch, Metrics, Noise
 
 
@@ -101,13 +98,13 @@ class BESOConfig:
         check_choice(self, "spacing", ("karras", "linear", "exponential"))
         check_intervals(self, goal_gamma="(0, 1)", goal_gap="[0, inf)", goal_length="[1, inf)")
         check_intervals(self, goal_dropout="[0, 1]", sampler_steps="[1, inf)", levels="[1, inf)")
-        check_intervals(self, sigma_data="(0, inf)", sigma_min="(0, inf)")
-        check_intervals(self, sigma_max=f"({self.sigma_min}, inf)")
+        positive = dict.fromkeys(("sigma_data", "sigma_min"), "(0, inf)")
+        check_intervals(self, **positive, sigma_max=f"({self.sigma_min}, inf)")
         if self.process == "ddpm":
             check_intervals(self, sampler_steps=f"[1, {self.levels}]")
         if self.backbone == "gpt":
             check_multiple(self, "width", self.heads, f"attention of {self.heads} heads")
-        generation_of(self)
+        goal_generation(self)
 
     @property
     def horizon(self) -> int:
@@ -142,7 +139,7 @@ class BESO(Agent):
     def __init__(self, spec: Spec, config: BESOConfig, learners: Learners) -> None:
         super().__init__(spec, config, learners)
         self.achieved = goal_parts(spec)[0]
-        self.generation = generation_of(config)
+        self.generation = goal_generation(config)
         self.process: Any = self.generation.process
         self.net = goal_backbone(
             MLP_BLOCKS.get(config.backbone),
@@ -151,9 +148,7 @@ class BESO(Agent):
             obs_dim=self.obs_dim,
             goal=(config.goal_length, self.achieved.stop - self.achieved.start),
             learners=self.learners,
-            width=config.width,
-            depth=config.depth,
-            heads=config.heads,
+            **{"width": config.width, "depth": config.depth, "heads": config.heads},
             steps=config.levels if config.process == "ddpm" else None,
         )
         self.average = Average(self.net, Decay("ratio", config.ema))
@@ -200,33 +195,7 @@ class BESO(Agent):
         return {"loss": self._error(self.average.net, batch, noise)}
 
     def policy(self, learner: int = 0, provenance: Mapping[str, Any] | None = None) -> PlanPolicy:
-        cfg = self.config
-        planner = GoalPlanner(
-            learner_view(self.average.net, learner),
-            self.generation,
-            self.obs_dim,
-            self.act_dim,
-            cfg.history,
-            self.achieved.start,
-            cfg.guidance,
-            cfg.past == "noised",
-        )
-        return chunk_policy(self, planner, provenance)
-
-
-def generation_of(config: BESOConfig) -> Generation:
-    """The process and its sampler."""
-    if config.process == "ddpm":
-        process = DDPM(config.levels, "cosine", "epsilon", "leading")
-        return Generation(process, config.sampler, config.sampler_steps)
-    edm = EDM(
-        config.sigma_data,
-        config.sigma_min,
-        config.sigma_max,
-        config.spacing,
-        rho=5.0,
-        density="loglogistic",
-        location=math.log(config.sigma_data),
-        scale=0.5,
-    )
-    return Generation(edm, config.sampler, config.sampler_steps, clip=None)
+        cfg, net = self.config, learner_view(self.average.net, learner)
+        sizes = self.obs_dim, self.act_dim, cfg.history, self.achieved.start
+        how = cfg.guidance, cfg.past == "noised"
+        return chunk_policy(self, GoalPlanner(net, self.generation, *sizes, *how), provenance)

@@ -11,6 +11,7 @@ that is not given, nor the steps before an episode's first; an MLP has an input 
 zeros in their place. Source: BESO (Reuss et al., RSS 2023, arXiv:2304.02532).
 """
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from offrl.denoising import Denoise, Network, denoiser
 from offrl.generation import Generation, by_step
 from offrl.guidance import blend, bounded, held
 from offrl.networks import Learners
+from offrl.processes import DDPM, EDM
 from offrl.transformer import InterleavedGPT
 from offrl.types import Context, Noise
 
@@ -38,6 +40,24 @@ class Situation(NamedTuple):
     real: Float[Tensor, "*lead history"]
     goal: Float[Tensor, "*lead times goal"]
     goal_real: Float[Tensor, "*lead"]
+
+
+def goal_generation(config: Any) -> Generation:
+    """The process of an agent's settings and its sampler: DDPM, or EDM with log-logistic levels."""
+    if config.process == "ddpm":
+        process = DDPM(config.levels, "cosine", "epsilon", "leading")
+        return Generation(process, config.sampler, config.sampler_steps)
+    edm = EDM(
+        config.sigma_data,
+        config.sigma_min,
+        config.sigma_max,
+        config.spacing,
+        rho=5.0,
+        density="loglogistic",
+        location=math.log(config.sigma_data),
+        scale=0.5,
+    )
+    return Generation(edm, config.sampler, config.sampler_steps, clip=None)
 
 
 def goal_backbone(

@@ -134,14 +134,14 @@ FAULTS = [
     ),
     *faults(f"{_CLASS}.__init__", "beso-ddpm", ('if config.process == "ddpm"', "if False")),
     *faults(
-        "agents.beso.generation_of",
+        "goal_planner.goal_generation",
         "beso beso-stacked",
         ("location=math.log(config.sigma_data)", "location=-1.2"),
         ("scale=0.5", "scale=1.2"),
         ('density="loglogistic"', 'density="lognormal"'),
     ),
     *faults(
-        "agents.beso.generation_of",
+        "goal_planner.goal_generation",
         "beso-ddpm",
         ('"cosine"', '"vp"'),
         ('"epsilon"', '"v"'),
