@@ -49,6 +49,7 @@ from offrl.chunks import (
     chunk_optimizer,
     chunk_policy,
     chunk_view,
+    encoding_policy,
     held_out_noise,
     schedule_chunks,
 )
@@ -62,7 +63,7 @@ from offrl.errors import ConfigError
 from offrl.generation import Generation
 from offrl.networks import Learners, learner_view
 from offrl.past_planner import Encoded, Encoder, PastPlanner, asked
-from offrl.policy import PlanPolicy, Policy, load_policy
+from offrl.policy import PlanPolicy
 from offrl.processes import DDPM
 from offrl.types import Metrics, Noise, WindowBatch
 
@@ -199,31 +200,7 @@ class PTP(Agent):
         head = net
         if isinstance(net, Encoded):
             head, encoder = net.head, net.encoder
-        planner = PastPlanner(
-            head,
-            self.generation,
-            encoder,
-            obs_dim=self.obs_dim,
-            act_dim=self.act_dim,
-            horizon=cfg.horizon,
-            past_steps=cfg.past_steps,
-            samples=cfg.samples,
-        )
+        sizes = {"obs_dim": self.obs_dim, "act_dim": self.act_dim, "horizon": cfg.horizon}
+        how = {"past_steps": cfg.past_steps, "samples": cfg.samples}
+        planner = PastPlanner(head, self.generation, encoder, **sizes, **how)
         return chunk_policy(self, planner, provenance)
-
-
-def encoding_policy(path: str, obs_dim: int) -> Policy:
-    """A saved policy that has an encoder of such observations. Raises ConfigError, RunError."""
-    policy = load_policy(path)
-    planner = policy.actor
-    if not isinstance(planner, PastPlanner) or planner.encoder is None:
-        raise ConfigError(
-            f"{path} has no encoder: name the policy of a run with an embedding "
-            "(--agent ptp --embedding 64)"
-        )
-    if planner.obs_dim != obs_dim:
-        raise ConfigError(
-            f"the encoder of {path} takes observations of {planner.obs_dim} numbers, and these "
-            f"have {obs_dim}; train one on data of this task"
-        )
-    return policy

@@ -24,12 +24,14 @@ from offrl.datasets.offline import OfflineDataset
 from offrl.datasets.windows import Normalize, Windows, windows
 from offrl.denoising import Matched, Network, matching_error
 from offrl.ema import Average, Decay
+from offrl.errors import ConfigError
 from offrl.execution import Execution
 from offrl.generation import Generation
 from offrl.networks import learner_view
 from offrl.optim import adamw, set_lr, warm_cosine_rate
+from offrl.past_planner import PastPlanner
 from offrl.planners import ChunkPlanner
-from offrl.policy import PlanPolicy
+from offrl.policy import PlanPolicy, Policy, load_policy
 from offrl.streams import Stream
 from offrl.transformer import CrossTransformer
 from offrl.types import Noise, WindowBatch
@@ -268,3 +270,20 @@ def chunk_planner(
     """The learner's average with its generation, None where actions are a regression."""
     net = learner_view(average.net, learner)
     return ChunkPlanner(net, generation, agent.obs_dim, agent.act_dim, agent.config.horizon)
+
+
+def encoding_policy(path: str, obs_dim: int) -> Policy:
+    """A saved policy that has an encoder of such observations. Raises ConfigError, RunError."""
+    policy = load_policy(path)
+    planner = policy.actor
+    if not isinstance(planner, PastPlanner) or planner.encoder is None:
+        raise ConfigError(
+            f"{path} has no encoder: name the policy of a run of the same agent with an embedding "
+            "(--embedding 64)"
+        )
+    if planner.obs_dim != obs_dim:
+        raise ConfigError(
+            f"the encoder of {path} takes observations of {planner.obs_dim} numbers, and these "
+            f"have {obs_dim}; train one on data of this task"
+        )
+    return policy
