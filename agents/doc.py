@@ -8,11 +8,13 @@ and next states then fell out:
     I = max_u    E[ u(y_i; z, h_i, a_i) - log mean_j exp u(y_j; z, h_i, a_i) ],  y = (r, s')
     min_p        KL(q || p(z | h_t));      min_V  E[ (V(h_t, z) - R_t)^2 ]        for a fixed q
 
-i runs over the steps t .. t + F - 1 that the latent covers, h_i is what was known when a_i was due
-and R_t the return from t on. The reference j is the same step of the other segments of the batch;
-that it does not depend on (s, a) adds to I a term in which q does not occur. Acting: at the start,
-and every `hold` steps, latents of the prior are scored by V, and pi follows the best of them, or
-the one whose value is nearest to a return that is asked for.
+i runs over the steps t .. t + F - 1 that the latent covers, h_i is what was known when a_i was
+due and R_t the return from t on. The reference j is the same step of the other segments of the
+batch; that it does not depend on (s, a) adds to I a term in which q does not occur, but the bound
+is at most the log of the batch: where (s, a) alone tells s' that well, it leaves no room for what
+z adds, and alpha should be small. Acting: at the start, and every `hold` steps, latents of the
+prior are scored by V, and pi follows the best of them, or the one whose value is nearest to a
+return that is asked for.
 
 Order within an update, all of one batch and one draw of noise: q for the energy; `energy_steps`
 steps on the energy; one step on policy and posterior; q anew, and one step on prior and value.
