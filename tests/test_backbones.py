@@ -187,6 +187,7 @@ MADE: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "UNet": ((4, 2, 6), {"channels": (4, 8), "groups": 2, "embedding": 4, "kernel": 3}),
     "CrossTransformer": ((4, 2, 2, 3), {"layers": 1, "heads": 2, "width": 4}),
     "InterleavedGPT": ((4, 2, 1, 3), {"layers": 1, "heads": 2, "width": 4}),
+    "Field": ((4, 2, 6), {"hidden": [8, 8]}),
 }
 
 
