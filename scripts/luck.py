@@ -145,13 +145,18 @@ def section(env: str) -> list[str]:
     return lines
 
 
+def various(folder: Path) -> bool:
+    """Whether a task has cells, and its data more than one return to ask for."""
+    cells = [read_json(path) for path in folder.glob("*/cell.json")]
+    asked = [cell["seeds"][0]["consistency"]["asked"] for cell in cells]
+    return any(min(returns) < max(returns) for returns in asked)
+
+
 def draw_consistency(page: Path) -> bool:
-    """The curves of all tasks that have cells, in consistency.png; whether there are any."""
+    """The curves of all tasks that have some, in consistency.png; whether any has."""
     from matplotlib.figure import Figure
 
-    shown = [
-        e for e in TASKS if any((page / folder_name(e) / a / "cell.json").exists() for a in AGENTS)
-    ]
+    shown = [env for env in TASKS if various(page / folder_name(env))]
     if not shown:
         return False
     columns = min(len(shown), 3)
