@@ -210,4 +210,5 @@ def test_help_names_the_elements(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "observations, actions, rewards, dynamics" in " ".join(said.split())
     cli.main(["data"])
-    assert "corrupt  corrupt a share of a dataset" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "corrupt corrupt a share of a dataset" in " ".join(said.split())
