@@ -204,7 +204,9 @@ def test_a_transformer_is_trained_and_plans(changes: dict[str, Any]) -> None:
     still = [k for k in still if not k.endswith("key.bias")]  # on which attention does not depend
     assert not still
     assert np.abs(agent.policy().predict(np.zeros((3, OBS)))).max() <= 1.0
-    assert not type(agent).stacks(config) and type(agent).stacks(replace(config, backbone="mlp"))
+    assert not type(agent).stacks(config) and type(agent).stacks(
+        replace(config, backbone="mlp", depth=2)
+    )
 
 
 @pytest.mark.compiled
