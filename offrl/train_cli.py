@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +140,10 @@ def _parse(
 
 def _first_sentence(boxed: str) -> str:
     """What a box of tyro's says beneath its title, up to the next rule or empty line."""
-    body = re.split(r"^\W*$", boxed.strip(), flags=re.MULTILINE)[1:2] or [boxed]
-    return " ".join(word for word in body[0].split() if word not in "│|").rstrip(". ")
+    lines = [" ".join(w for w in line.split() if w not in "│|") for line in boxed.splitlines()[1:]]
+    spoken = dropwhile(lambda line: not re.search(r"\w", line), lines)
+    said = takewhile(lambda line: re.search(r"\w", line), spoken)
+    return " ".join(said).rstrip(". ")
 
 
 def _announce(plan: Plan) -> None:

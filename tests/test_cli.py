@@ -13,6 +13,7 @@ from dataset_files import d4rl_arrays, write_d4rl
 from offrl import __version__
 from offrl.cli import COMMANDS, main
 from offrl.files import read_json
+from offrl.train_cli import _first_sentence
 
 EPISODES = [(10, "terminal"), (12, "timeout"), (9, "timeout")] * 4
 SHORT = [
@@ -338,3 +339,24 @@ def test_an_agent_in_the_working_directory(files: Path, tmp_path: Path) -> None:
     data = files / "sound.hdf5"
     result = offrl(f"train --agent mine:Mine --dataset {data} {' '.join(SHORT)}", tmp_path)
     assert "mine:Mine: its default settings" in result.stdout, result.stderr
+
+
+def test_a_complaint_is_read_from_boxes_of_either_alphabet() -> None:
+    drawn = [
+        "╭─ Invalid choice ──────────╮",
+        "│ invalid choice 'foo' for  │",
+        "│ argument '--a'.           │",
+        "│ ───────────────────────── │",
+        "│ For full helptext, run p  │",
+        "╰───────────────────────────╯",
+    ]
+    plain = [
+        " Invalid choice            ",
+        " ------------------------- ",
+        "  invalid choice 'foo' for ",
+        "  argument '--a'.          ",
+        "  -------------------------",
+        "  For full helptext, run p ",
+    ]
+    for box in (drawn, plain):
+        assert _first_sentence("\n".join(box)) == "invalid choice 'foo' for argument '--a'"
