@@ -23,11 +23,10 @@ from torch import Tensor, nn
 from offrl.checks import as_declared, check_intervals
 from offrl.datasets.offline import Spec
 from offrl.datasets.rows import F64
-from offrl.envs.layout import numbers
 from offrl.errors import ConfigError, DataError, RunError
 from offrl.latent_models import Segment
 from offrl.policy import Policy
-from offrl.policy_base import F32, Observation, Slots
+from offrl.policy_base import F32, Observation, Slots, given_rewards, given_targets
 from offrl.policy_format import PolicyFile
 
 
@@ -175,10 +174,8 @@ class LatentPolicy(Policy):
         `reward` (n,) is that of the previous step, in the environment's units; in an episode's
         first step it is not looked at. Raises DataError where it is needed and missing.
         """
-        x, _ = self._observation(obs, batched=True)
         state = self._own(state)
-        if len(x) != len(state.step):
-            raise DataError(f"{len(x)} observations for {len(state.step)} slots; give one each")
+        x = self._observed(obs, state)
         noise = np.zeros((len(x), self._noise_size), np.float32)
         for k in np.flatnonzero(state.step % self.choosing.hold == 0):
             noise[k] = self._draw(int(state.episode[k]), int(state.step[k]))
@@ -197,12 +194,7 @@ class LatentPolicy(Policy):
             return state
         if reward is None:
             raise DataError("this policy looks back; give act() the reward of the previous step")
-        given = numbers("the reward", reward)
-        if given.shape != later.shape or not np.isfinite(given[later]).all():
-            raise DataError(
-                f"the reward has shape {given.shape}; expected finite numbers of shape "
-                f"{later.shape}, one per slot"
-            )
+        given = given_rewards(reward, state.step)
         mean, std = self.actor.reward_map.tolist()
         known = state.reward.copy()
         known[later, -1] = (given[later] - mean) / std
@@ -255,13 +247,7 @@ class LatentPolicy(Policy):
     def _targets(self, target_return: float | ArrayLike | None, n: int) -> F64:
         if target_return is None:
             return np.full(n, np.nan)
-        raw = numbers("the target return", target_return)
-        if raw.shape not in ((), (n,)) or not np.isfinite(raw).all():
-            raise ConfigError(
-                f"the target return is {target_return}; expected a finite number, or {n} of them, "
-                "one per episode"
-            )
-        return np.broadcast_to(raw, (n,)).astype(np.float64)
+        return given_targets(target_return, n)
 
     def _own(self, state: Slots) -> LatentState:
         if not isinstance(state, LatentState):

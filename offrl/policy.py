@@ -211,10 +211,8 @@ class PlanPolicy(Policy):
         deterministic: bool = True,
     ) -> tuple[NDArray[Any], PlanState]:
         """Actions (n, act) for observations (n, obs), one per slot, and the state that follows."""
-        x, _ = self._observation(obs, batched=True)
         state, e = self._own(state), self.execution
-        if len(x) != len(state.step):
-            raise DataError(f"{len(x)} observations for {len(state.step)} slots; give one each")
+        x = self._observed(obs, state)
         state, goal = self._seen(x, state)
         plans, asked = state.plans, due(state.step, e)
         if asked.any():

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from offrl.datasets.offline import Spec
+from offrl.datasets.rows import F64
 from offrl.envs.layout import flatten, numbers
 from offrl.errors import ConfigError, DataError, RunError
 from offrl.streams import Stream
@@ -116,9 +117,7 @@ class BasePolicy(ABC):
 
         `reward` is that of the previous step; this kind of policy has no use for it.
         """
-        x, _ = self._observation(obs, batched=True)
-        if len(x) != len(state.step):
-            raise DataError(f"{len(x)} observations for {len(state.step)} slots; give one each")
+        x = self._observed(obs, state)
         noise = None
         if not deterministic:
             noise = np.stack([self._draw(e, t) for e, t in zip(*_lists(state), strict=True)])
@@ -170,6 +169,13 @@ class BasePolicy(ABC):
         x = np.atleast_2d((raw - self.obs_mean) / self.obs_std)
         return x, many
 
+    def _observed(self, obs: Observation, state: Slots) -> F32:
+        """Normalised observations (n, obs), one for each slot of the state."""
+        x, _ = self._observation(obs, batched=True)
+        if len(x) != len(state.step):
+            raise DataError(f"{len(x)} observations for {len(state.step)} slots; give one each")
+        return x
+
     def _flat(self, obs: Mapping[str, Any]) -> F32:
         if self.spec.obs_keys is None:
             raise DataError(
@@ -200,6 +206,31 @@ class BasePolicy(ABC):
         scaled = self._least + (action + 1.0) * (0.5 * (self._most - self._least))
         clipped: F32 = np.clip(scaled, self._low, self._high)
         return clipped.astype(np.float32)
+
+
+def given_rewards(reward: ArrayLike, step: I64) -> F32:
+    """Rewards (n,) of the previous step; those of slots at their first step are not looked at.
+
+    Raises DataError for another shape, and for a number that is not finite.
+    """
+    given = numbers("the reward", reward)
+    if given.shape != step.shape or not np.isfinite(given[step > 0]).all():
+        raise DataError(
+            f"the reward has shape {given.shape}; expected finite numbers of shape {step.shape}, "
+            "one per slot"
+        )
+    return given
+
+
+def given_targets(target_return: float | ArrayLike, n: int) -> F64:
+    """Returns (n,) that n episodes are to have, from one number or (n,). Raises ConfigError."""
+    raw = numbers("the target return", target_return)
+    if raw.shape not in ((), (n,)) or not np.isfinite(raw).all():
+        raise ConfigError(
+            f"the target return is {target_return!r}; expected a finite number, or {n} of them, "
+            "one per episode"
+        )
+    return np.broadcast_to(raw, (n,)).astype(np.float64)
 
 
 _ADVANCE = 1 << 20  # counter positions between two steps

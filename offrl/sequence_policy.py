@@ -28,10 +28,9 @@ from torch import Tensor, nn
 from offrl.checks import as_declared, check_intervals
 from offrl.datasets.offline import Spec
 from offrl.datasets.rows import F64
-from offrl.envs.layout import numbers
 from offrl.errors import ConfigError, DataError, RunError
 from offrl.policy import Policy
-from offrl.policy_base import F32, I64, Observation, Slots
+from offrl.policy_base import F32, I64, Observation, Slots, given_rewards, given_targets
 from offrl.policy_format import PolicyFile
 from offrl.sequence_models import Memory, Steps
 
@@ -181,11 +180,8 @@ class SequencePolicy(Policy):
         `reward` (n,) is that of the previous step, in the environment's units; in an episode's
         first step it is not looked at. Raises DataError where it is needed and missing.
         """
-        x, _ = self._observation(obs, batched=True)
         state = self._own(state)
-        if len(x) != len(state.step):
-            raise DataError(f"{len(x)} observations for {len(state.step)} slots; give one each")
-        after = self._after(x, self._earned(state, reward))
+        after = self._after(self._observed(obs, state), self._earned(state, reward))
         return self._to_units(after.action), after
 
     def _forward(self, obs: F32, noise: F32 | None) -> F32:
@@ -201,12 +197,7 @@ class SequencePolicy(Policy):
                     "previous step"
                 )
             return state
-        given = numbers("the reward", reward)
-        if given.shape != state.to_go.shape or not np.isfinite(given[later]).all():
-            raise DataError(
-                f"the reward has shape {given.shape}; expected finite numbers of shape "
-                f"{state.to_go.shape}, one per slot"
-            )
+        given = given_rewards(reward, state.step)
         return replace(state, to_go=np.where(later, state.to_go - given, state.to_go))
 
     @torch.no_grad()
@@ -254,13 +245,7 @@ class SequencePolicy(Policy):
     def _targets(self, target_return: float | ArrayLike | None, n: int) -> F64:
         if target_return is None:
             target_return = self.conditioning.target_return
-        raw = numbers("the target return", target_return)
-        if raw.shape not in ((), (n,)) or not np.isfinite(raw).all():
-            raise ConfigError(
-                f"the target return is {target_return}; expected a finite number, or {n} of them, "
-                "one per episode"
-            )
-        return np.broadcast_to(raw, (n,)).astype(np.float64)
+        return given_targets(target_return, n)
 
     def _own(self, state: Slots) -> SequenceState:
         if not isinstance(state, SequenceState):
