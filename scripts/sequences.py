@@ -1,0 +1,246 @@
+"""Policies that act on a history or plan ahead: scores, what was asked and earned, control steps.
+
+    python scripts/sequences.py                     # missing cells, then page and pictures
+    python scripts/sequences.py --datasets hopper-medium-replay --agents dt
+    python scripts/sequences.py --control-steps     # measure the time of a control step anew
+    python scripts/sequences.py --draw              # page and pictures of what exists
+
+Scores go to the table of scripts/results.py, where they stand beside the other agents'; the page
+here has what that table cannot say. Transformers of these sizes take a CPU a second for some
+updates, so that --steps is small and the learning rate rises over --warmup updates instead of the
+recipe's, and ACT has the small network of offrl's tasks; the table names each such setting. With
+a GPU, --published leaves them as they are. Finished cells are skipped and unfinished ones resumed,
+as by scripts/results.py.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from cells import (
+    FINAL_SEED,
+    RESULTS,
+    ROOT,
+    SHIPPED,
+    add_training_arguments,
+    machine,
+    run_cell,
+    training_settings,
+)
+from matplotlib.figure import Figure
+from results_page import draw as draw_results
+
+import offrl
+from offrl.agents import AGENTS
+from offrl.datasets.loading import load_dataset
+from offrl.datasets.offline import OfflineDataset, Spec
+from offrl.evaluation import evaluate
+from offrl.experiment import plan
+from offrl.files import read_json, write_json
+from offrl.networks import Learners
+from offrl.policy import load_policy
+from offrl.style_plans import SMALL_STYLES
+
+PAGE = RESULTS / "sequences"
+COMPARED = ("dt", "decision_mamba", "act")
+CONDITIONED = ("dt", "decision_mamba")  # on a return
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of the best return of the data, which are asked for
+EPISODES = 10  # starts for each return that is asked for
+CONTROL = "control-steps.json"
+CONTEXTS = (20, 200)
+SETTLED = 400  # control steps that are timed, after as many as fill the context
+COLOURS = {"dt": "#d55e00", "decision_mamba": "#0072b2"}  # told apart by all eyes
+
+
+def main() -> int:
+    """Run missing cells, then draw."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--datasets", nargs="+", default=list(SHIPPED))
+    parser.add_argument("--agents", nargs="+", default=list(COMPARED), choices=list(COMPARED))
+    parser.add_argument("--warmup", type=int, default=500, help="of the learning rate (500)")
+    parser.add_argument("--published", action="store_true", help="the recipes as they are")
+    parser.add_argument("--control-steps", action="store_true", help="measure them anew")
+    add_training_arguments(parser)
+    parser.set_defaults(steps=3_000, backend="eager")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    PAGE.mkdir(parents=True, exist_ok=True)
+    if not options.draw:
+        if options.control_steps or not (PAGE / CONTROL).exists():
+            write_json(PAGE / CONTROL, control_steps(load_dataset(SHIPPED[0]).spec))
+        for dataset in options.datasets:
+            run_cells(dataset, options)
+    draw()
+    draw_results(RESULTS, ROOT / "agents" / "measured.json")
+    return 0
+
+
+def run_cells(dataset: str, options: argparse.Namespace) -> None:
+    """The missing cells of a dataset."""
+    data = load_dataset(dataset)
+    settings = {**training_settings(options), "eval_every": max(options.steps // 3, 1)}
+    for agent in options.agents:
+        changed: Mapping[str, Any] = {}
+        if not options.published:
+            changed = {"warmup": options.warmup} if agent in CONDITIONED else SMALL_STYLES
+        planned = plan(agent, dataset, settings={**settings, **changed})
+        measure = partial(earned, env=str(planned.env), asked=asked_returns(data))
+        run_cell(
+            planned,
+            f"{planned.dataset.name}/{agent}",
+            measure=measure if agent in CONDITIONED else None,
+        )
+
+
+def asked_returns(data: OfflineDataset) -> list[float]:
+    """Shares of the best return of the data."""
+    best = float(data.returns().max())
+    return [round(share * best, 1) for share in SHARES]
+
+
+def earned(path: Path, env: str, asked: Sequence[float]) -> dict[str, Any]:
+    """Mean returns of a run's policy by the return that it is asked for."""
+    policy = load_policy(path)
+    found = [
+        evaluate(policy, env, EPISODES, FINAL_SEED, target_return=target).mean for target in asked
+    ]
+    return {"asked": list(asked), "earned": found}
+
+
+def control_steps(spec: Spec) -> dict[str, Any]:
+    """Times of a control step of untrained networks, on which they depend as on trained ones."""
+    rows = []
+    for agent in CONDITIONED:
+        for context in CONTEXTS:
+            # What a policy keeps when its context is full is half of it.
+            rows.append(stepped(spec, agent, {"context": context}, f"context {context}"))
+    for ensemble, what in ((0.01, "a plan at each step"), (-1.0, "a plan in 100 steps")):
+        rows.append(stepped(spec, "act", {"ensemble": ensemble}, what))
+    return {"machine": machine(), "load": os.getloadavg()[0], "rows": rows}
+
+
+def stepped(spec: Spec, agent: str, settings: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Median, 99th percentile and mean of the processor's time of a control step, in ms."""
+    cls, default = AGENTS[agent]
+    policy: Any = cls(spec, replace(default, **settings), Learners((0,))).policy()
+    rng, state = np.random.default_rng(0), policy.start(1)
+    times = []
+    for step in range(max(CONTEXTS) + SETTLED):
+        obs = rng.normal(size=(1, len(spec.obs_low))).astype(np.float32)
+        reward = {"reward": np.zeros(1)} if agent in CONDITIONED else {}
+        begin = time.thread_time()
+        _, state = policy.act(obs, state, **reward)
+        if step >= max(CONTEXTS):
+            times.append(1e3 * (time.thread_time() - begin))
+    middle, late = np.quantile(times, (0.5, 0.99)).tolist()
+    size = sum(p.numel() for p in policy.actor.parameters())
+    found = {"median": middle, "p99": late, "mean": float(np.mean(times)), "parameters": size}
+    return {"agent": agent, "what": what, **found}
+
+
+def stored_cells(agents: Sequence[str] = COMPARED) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Datasets and agents with what the finished cells hold."""
+    for dataset in SHIPPED:
+        for agent in agents:
+            path = RESULTS / dataset / agent / "cell.json"
+            if path.exists():
+                yield dataset, agent, read_json(path)
+
+
+def draw() -> None:
+    """Write README.md and the picture."""
+    lines = [INTRODUCTION, "", *consistency_lines()]
+    if (PAGE / CONTROL).exists():
+        lines += control_lines(read_json(PAGE / CONTROL))
+    discussion = PAGE / "discussion.md"
+    if discussion.exists():
+        lines += ["", "## Reading", "", discussion.read_text().strip()]
+    (PAGE / "README.md").write_text("\n".join(lines) + "\n")
+
+
+def consistency_lines() -> list[str]:
+    """What was asked for and what was earned: table and picture."""
+    stored = list(stored_cells(CONDITIONED))
+    if not stored:
+        return []
+    head = " | ".join(f"{share:.0%} of the best" for share in SHARES)
+    lines = [
+        "## Asked and earned",
+        "",
+        f"| dataset | agent | best of the data | {head} |",
+        "|---|---|" + "--:|" * (1 + len(SHARES)),
+    ]
+    for dataset, agent, cell in stored:
+        got = np.mean([seed["earned"] for seed in cell["seeds"]], axis=0)
+        best = cell["seeds"][0]["asked"][-1]
+        entries = " | ".join(f"{value:.0f}" for value in got)
+        lines.append(f"| {dataset} | `{agent}` | {best:.0f} | {entries} |")
+    picture(stored, PAGE / "asked.png")
+    return [*lines, "", "![asked and earned](asked.png)"]
+
+
+def picture(stored: Sequence[tuple[str, str, dict[str, Any]]], target: Path) -> None:
+    """What was earned over what was asked for; a panel for each dataset."""
+    datasets = list(dict.fromkeys(dataset for dataset, _, _ in stored))
+    with matplotlib.rc_context({"font.size": 8}):
+        figure = Figure(figsize=(2.9 * len(datasets), 2.9), layout="constrained")
+        panels = figure.subplots(1, len(datasets), squeeze=False)[0]
+        for panel, dataset in zip(panels, datasets, strict=True):
+            for name, agent, cell in stored:
+                if name != dataset:
+                    continue
+                asked = cell["seeds"][0]["asked"]
+                got = np.array([seed["earned"] for seed in cell["seeds"]])
+                colour = COLOURS[agent]
+                panel.fill_between(asked, got.min(0), got.max(0), color=colour, alpha=0.2, lw=0)
+                panel.plot(asked, got.mean(0), "o-", color=colour, ms=3, label=agent)
+                panel.plot(asked, asked, ":", color="#999999", lw=0.8)
+            panel.set(title=dataset, xlabel="asked for", ylabel="earned")
+            panel.spines[["top", "right"]].set_visible(False)
+            panel.legend(frameon=False)
+        figure.savefig(target, dpi=160)
+
+
+def control_lines(stored: Mapping[str, Any]) -> list[str]:
+    """The table of control steps."""
+    lines = [
+        "",
+        "## A control step",
+        "",
+        "Processor time of one control step for one observation on one thread, after the context "
+        f"is full, over {SETTLED} steps; a policy whose context is full goes on with half of it, "
+        "which the 99th percentile shows. Networks have their recipes' sizes. Measured on "
+        f"{stored['machine']}, at a load of {stored['load']:.1f}.",
+        "",
+        "| agent | | parameters | median, ms | p99 | mean |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for row in stored["rows"]:
+        lines.append(
+            f"| `{row['agent']}` | {row['what']} | {row['parameters'] / 1e6:.2f} M "
+            f"| {row['median']:.1f} | {row['p99']:.1f} | {row['mean']:.1f} |"
+        )
+    return lines
+
+
+INTRODUCTION = f"""\
+# Sequence policies
+
+Scores of these agents stand with all others in [the table of results](../README.md). Here are mean
+returns over {EPISODES} starts and over seeds of policies that were asked for a share of the best
+return of their data, and what a control step costs. Made by `python scripts/sequences.py`; each
+cell's `cell.json` has its command, commit, machine and every return."""
+
+
+if __name__ == "__main__":
+    print(f"offrl {offrl.__version__}, torch {torch.__version__}")
+    sys.exit(main())
