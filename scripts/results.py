@@ -2,31 +2,40 @@
 
     python scripts/results.py                       # all missing cells, then table and curves
     python scripts/results.py --datasets hopper-medium-replay --agents prdc iql
+    python scripts/results.py --actions             # measure the time of an action anew, too
     python scripts/results.py --draw                # table and curves of the cells that exist
 
 A cell is an agent on a dataset with all its seeds, trained side by side. It is named by the hash
 of everything that determines its numbers; a finished cell is skipped, an unfinished one resumed.
-Agents whose settings name an expert imitate it, and those that plan chunks imitate everybody,
-whatever the rewards are: scripts/imitation.py, generative.py, conditioning.py and demonstrated.py
-compare those, and here they are run only where --agents asks for them.
+Agents whose settings name an expert or a teacher imitate it, and those that plan chunks imitate
+everybody, whatever the rewards are: scripts/imitation.py, distillation.py, generative.py,
+conditioning.py and demonstrated.py compare those, and here they are run only where --agents asks
+for them.
 """
 
 import argparse
 import sys
+from dataclasses import replace
 
 import torch
 from cells import RESULTS, ROOT, SHIPPED, add_training_arguments, run_cell, training_settings
-from results_page import draw
+from latency import stepped
+from results_page import ACTIONS, draw
 
 import offrl
 from offrl.agents import AGENTS
+from offrl.datasets.loading import load_dataset
 from offrl.experiment import plan
+from offrl.files import read_json, write_json
+from offrl.networks import Learners
+from offrl.plotting import learners
 
 COMPARED = tuple(
     name
     for name, (_, config) in AGENTS.items()
-    if not hasattr(config, "expert") and not hasattr(config, "horizon")
+    if not any(hasattr(config, name) for name in ("expert", "teacher", "horizon"))
 )
+STEPS = (20, 200)  # control steps before the time is taken, and while it is
 MEASURED = ROOT / "agents" / "measured.json"
 
 
@@ -35,6 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--datasets", nargs="+", default=list(SHIPPED))
     parser.add_argument("--agents", nargs="+", default=list(COMPARED), choices=list(AGENTS))
+    parser.add_argument("--actions", action="store_true", help="measure all times of actions anew")
     add_training_arguments(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -44,8 +54,26 @@ def main() -> int:
             for agent in arguments.agents:
                 planned = plan(agent, dataset, settings=settings)
                 run_cell(planned, f"{planned.dataset.name}/{planned.agent}")
+        time_actions(anew=arguments.actions)
     draw(RESULTS, MEASURED)
     return 0
+
+
+def time_actions(anew: bool) -> None:
+    """What an action of every cell's policy costs; of those already known too, where `anew`."""
+    path = RESULTS / ACTIONS
+    known = {} if anew or not path.exists() else read_json(path)
+    for dataset in SHIPPED:
+        spec = load_dataset(dataset).spec
+        for name in AGENTS:
+            folder = RESULTS / dataset / name
+            if (folder / "cell.json").exists() and name not in known.get(dataset, {}):
+                cls, default = AGENTS[name]
+                stored = read_json(learners(folder)[0] / "config.json")["agent_config"]
+                settings = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+                agent = cls(spec, replace(default, **settings), Learners((0,)))
+                known.setdefault(dataset, {})[name] = stepped(agent.policy(), *STEPS)
+    write_json(path, known)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from offrl.files import read_json, write_json
 from offrl.plotting import learners, plot
 from offrl.statistics import t_interval
 
+ACTIONS = "actions.json"  # dataset -> agent -> time of a control step
 YARDSTICK = "td3_bc"  # whose update is the unit of cost
 ALIKE = ("machine", "backend", "precision", "matmul", "seeds")  # where speeds are compared
 
@@ -47,8 +48,9 @@ def draw(results: Path, measured: Path) -> None:
         if names:
             tables[folder.name] = [read_cell(folder / name) for name in names]
     text = [INTRODUCTION]
+    actions = read_json(results / ACTIONS) if (results / ACTIONS).exists() else {}
     for dataset, cells in tables.items():
-        text += section(results / dataset, cells)
+        text += section(results / dataset, cells, actions.get(dataset, {}))
         runs = [run for cell in cells for run in learners(results / dataset / cell.agent)]
         plot(runs, results / f"{dataset}.png", force=True)
         text += ["", f"![learning curves]({dataset}.png)"]
@@ -62,8 +64,9 @@ INTRODUCTION = """\
 Normalised score, 100 (return - min) / (max - min) with D4RL's references, of the last policies on
 20 starts common to all agents; mean over seeds with its 95 % interval (Student's t over seeds), the
 highest mean first. Best and mean of the last 10 are of the evaluations during training, 10 episodes
-each. Updates a second are those of all seeds together, as the runs logged them. Made by `python
-scripts/results.py`; each cell's `cell.json` has its command, commit, machine and every return."""
+each. Updates a second are those of all seeds together, as the runs logged them; an action's time is
+the processor's, the median for one observation on one thread. Made by `python scripts/results.py`;
+each cell's `cell.json` has its command, commit, machine and every return."""
 
 
 def read_cell(folder: Path) -> Cell:
@@ -89,8 +92,10 @@ def read_cell(folder: Path) -> Cell:
     )
 
 
-def section(folder: Path, cells: list[Cell]) -> list[str]:
-    """A dataset's part of the page."""
+def section(
+    folder: Path, cells: list[Cell], actions: Mapping[str, Any] = MappingProxyType({})
+) -> list[str]:
+    """A dataset's part of the page, with the time of an action where it is known."""
     data = cells[0].config["dataset"]
     reference = data["reference"]
     span = reference["max"] - reference["min"]
@@ -103,8 +108,8 @@ def section(folder: Path, cells: list[Cell]) -> list[str]:
         f"{behaviour:.1f}. {_shared(cells)}",
         "",
         "| agent | final score | 95 % interval | mean of last 10 | best | seeds | updates | batch "
-        "| updates/s |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| updates/s |" + " ms/action |" * bool(actions),
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|" + "--:|" * bool(actions),
     ]
     for cell in sorted(cells, key=lambda cell: -cell.score):
         interval = "" if cell.interval is None else "{:.1f} to {:.1f}".format(*cell.interval)
@@ -112,6 +117,7 @@ def section(folder: Path, cells: list[Cell]) -> list[str]:
         lines.append(
             f"| `{cell.agent}` | {cell.score:.1f} | {interval} | {cell.last:.1f} | {cell.best:.1f} "
             f"| {cell.seeds} | {train['steps']:,} | {train['batch_size']} | {cell.rate:.0f} |"
+            + (f" {_milliseconds(actions, cell.agent)} |" if actions else "")
         )
     changed = [f"`{c.agent}` with {text}" for c in cells if (text := _changed(c))]
     if changed:
@@ -120,6 +126,10 @@ def section(folder: Path, cells: list[Cell]) -> list[str]:
     if discussion.exists():
         lines += ["", discussion.read_text().strip()]
     return lines
+
+
+def _milliseconds(actions: Mapping[str, Any], agent: str) -> str:
+    return f"{actions[agent]['median']:.2f}" if agent in actions else ""
 
 
 def _shared(cells: list[Cell]) -> str:

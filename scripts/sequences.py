@@ -16,7 +16,6 @@ as by scripts/results.py.
 import argparse
 import os
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,13 +28,13 @@ import torch
 from cells import (
     FINAL_SEED,
     RESULTS,
-    ROOT,
     SHIPPED,
     add_training_arguments,
     machine,
     run_cell,
     training_settings,
 )
+from latency import stepped
 from matplotlib.figure import Figure
 from results_page import draw as draw_results
 
@@ -49,6 +48,7 @@ from offrl.files import read_json, write_json
 from offrl.networks import Learners
 from offrl.policy import load_policy
 from offrl.style_plans import SMALL_STYLES
+from results import MEASURED, time_actions
 
 PAGE = RESULTS / "sequences"
 COMPARED = ("dt", "decision_mamba", "act")
@@ -79,8 +79,9 @@ def main() -> int:
             write_json(PAGE / CONTROL, control_steps(load_dataset(SHIPPED[0]).spec))
         for dataset in options.datasets:
             run_cells(dataset, options)
+        time_actions(anew=False)
     draw()
-    draw_results(RESULTS, ROOT / "agents" / "measured.json")
+    draw_results(RESULTS, MEASURED)
     return 0
 
 
@@ -122,29 +123,19 @@ def control_steps(spec: Spec) -> dict[str, Any]:
     for agent in CONDITIONED:
         for context in CONTEXTS:
             # What a policy keeps when its context is full is half of it.
-            rows.append(stepped(spec, agent, {"context": context}, f"context {context}"))
+            rows.append(control_step(spec, agent, {"context": context}, f"context {context}"))
     for ensemble, what in ((0.01, "a plan at each step"), (-1.0, "a plan in 100 steps")):
-        rows.append(stepped(spec, "act", {"ensemble": ensemble}, what))
+        rows.append(control_step(spec, "act", {"ensemble": ensemble}, what))
     return {"machine": machine(), "load": os.getloadavg()[0], "rows": rows}
 
 
-def stepped(spec: Spec, agent: str, settings: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Median, 99th percentile and mean of the processor's time of a control step, in ms."""
+def control_step(spec: Spec, agent: str, settings: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The time of a policy's control step when its context is full, and its size."""
     cls, default = AGENTS[agent]
     policy: Any = cls(spec, replace(default, **settings), Learners((0,))).policy()
-    rng, state = np.random.default_rng(0), policy.start(1)
-    times = []
-    for step in range(max(CONTEXTS) + SETTLED):
-        obs = rng.normal(size=(1, len(spec.obs_low))).astype(np.float32)
-        reward = {"reward": np.zeros(1)} if agent in CONDITIONED else {}
-        begin = time.thread_time()
-        _, state = policy.act(obs, state, **reward)
-        if step >= max(CONTEXTS):
-            times.append(1e3 * (time.thread_time() - begin))
-    middle, late = np.quantile(times, (0.5, 0.99)).tolist()
+    found = stepped(policy, max(CONTEXTS), SETTLED)
     size = sum(p.numel() for p in policy.actor.parameters())
-    found = {"median": middle, "p99": late, "mean": float(np.mean(times)), "parameters": size}
-    return {"agent": agent, "what": what, **found}
+    return {"agent": agent, "what": what, **found, "parameters": size}
 
 
 def stored_cells(agents: Sequence[str] = COMPARED) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -102,6 +102,14 @@ def test_the_page(results: Path, tmp_path: Path) -> None:
     assert (results / "README.md").read_text() == text
 
 
+def test_the_time_of_an_action_where_it_was_measured(results: Path, tmp_path: Path) -> None:
+    (results / "actions.json").write_text(json.dumps({"hopper": {"bc": {"median": 0.126}}}))
+    draw(results, tmp_path / "measured.json")
+    hopper, walker = (results / "README.md").read_text().split("\n## ")[1:]
+    assert "| updates/s | ms/action |" in hopper and "ms/action" not in walker
+    assert "| 256 | 800 | 0.13 |" in hopper and "| 256 | 200 |  |" in hopper
+
+
 def test_what_the_package_gets(results: Path, tmp_path: Path) -> None:
     draw(results, tmp_path / "measured.json")
     found = json.loads((tmp_path / "measured.json").read_text())
