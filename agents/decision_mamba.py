@@ -112,7 +112,7 @@ class DecisionMamba(Agent):
         )
         self.actor_target = target_of(self.actor)
         self.actor_opt = adamw(self.actor, config.lr, config.weight_decay)
-        self.clip = clipping(config.clip)
+        self.clip = clipping(config.grad_norm)
         self.register_buffer("target_return", torch.zeros(()))
         self.register_buffer("return_scale", torch.ones(()))
         self.register_buffer("share", torch.zeros(()))  # beta

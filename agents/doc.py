@@ -40,24 +40,15 @@ import torch
 from torch import Tensor, nn
 
 from offrl.agent import Agent
-from offrl.checks import check_choice, check_intervals
+from offrl.checks import check_intervals
 from offrl.datasets.offline import OfflineDataset, Spec
 from offrl.datasets.replay import Replay
-from offrl.datasets.segments import Segments, segments
-from offrl.errors import ConfigError
-from offrl.latent_models import (
-    Backbone,
-    Energy,
-    LatentActor,
-    Posterior,
-    before,
-    segment_of,
-    with_latents,
-)
-from offrl.latent_policy import Choosing, LatentPolicy
-from offrl.latents import Kind
+from offrl.datasets.segments import Segments
+from offrl.futures import FutureConfig, keep_moments, latent_actor, latent_policy_of, segment_view
+from offrl.latent_models import Energy, LatentActor, Posterior, before, segment_of, with_latents
+from offrl.latent_policy import LatentPolicy
 from offrl.losses import contrastive_bound
-from offrl.networks import Learners, learner_view
+from offrl.networks import Learners
 from offrl.optim import adamw, clipping
 from offrl.returns import real_mean, warm_up
 from offrl.types import Metrics, Noise, SegmentBatch
@@ -66,54 +57,30 @@ TRAINING = {"batch_size": 64, "steps": 10_000}
 # What the tasks of `offrl.envs.luck` have in common, and Reacher under noise.
 SMALL: Mapping[str, Any] = {
     **{"backbone": "mlp", "latents": "categorical", "latent": 4, "context": 0, "future": 8},
-    **{"hold": 8, "hidden": (32, 32), "features": 16, "lr": 1e-3, "warmup": 100, "clip": 1.0},
+    **{"hold": 8, "hidden": (32, 32), "features": 16, "lr": 1e-3, "warmup": 100, "grad_norm": 1.0},
     **{"weight_decay": 0.0, "normalize_obs": False, "batch_size": 64, "steps": 2_000},
 }
 BANDIT = {**SMALL, "future": 1, "hold": 1, "steps": 1_000}
 REACHER = {**SMALL, "normalize_obs": True}
 
 
-@dataclass(frozen=True)
-class DoCConfig:
+@dataclass(frozen=True, kw_only=True)
+class DoCConfig(FutureConfig):
     """Settings of the authors' code for continuous control."""
 
-    backbone: Backbone = "gpt"
-    latents: Kind = "gaussian"
-    latent: int = 32  # components of z, or number of codes
-    context: int = 20  # K, steps before now
-    future: int = 20  # F, steps that a latent covers
-    hold: int = 20  # steps for which it is kept when acting, at most F
     information_weight: float = 1.0  # alpha, of I; the paper's beta
     energy_steps: int = 3  # of the energy for each of the policy
     features: int = 64  # n, of the energy's inner product
-    candidates: int = 100  # draws of the prior when acting
-    mass: float = 0.95  # of the prior, onto whose ball outer draws are pulled
-    least_mass: float = 0.01  # probability of a code that may be chosen
-    hidden: tuple[int, ...] = (256, 256)  # of all heads
-    layers: int = 3  # of gpt, as the next three
-    heads: int = 1
-    width: int = 128
-    max_steps: int = 1000  # from this step of an episode on, all have the same time
-    normalize_obs: bool = True
     lr: float = 1e-4
     warmup: int = 1_000  # updates over which the learning rate rises
     weight_decay: float = 1e-4
-    clip: float = 0.25  # largest norm of a gradient; 0 clips none
+    grad_norm: float = 0.25  # at which gradients are cut; 0 cuts none
 
     def __post_init__(self) -> None:
-        check_choice(self, "backbone", ("gpt", "mlp"))
-        check_choice(self, "latents", ("gaussian", "categorical"))
-        counts = ("latent", "future", "hold", "energy_steps", "features", "candidates", "layers")
-        check_intervals(self, **dict.fromkeys(counts, "[1, inf)"))
-        check_intervals(self, heads="[1, inf)", width="[1, inf)", max_steps="[1, inf)")
-        check_intervals(self, context="[0, inf)", warmup="[1, inf)", lr="(0, inf)")
+        super().__post_init__()
+        check_intervals(self, energy_steps="[1, inf)", features="[1, inf)", warmup="[1, inf)")
         check_intervals(self, information_weight="[0, inf)", weight_decay="[0, inf)")
-        check_intervals(self, mass="(0, 1]", least_mass="[0, 1]", clip="[0, inf)")
-        if self.hold > self.future:
-            raise ConfigError(
-                f"DoCConfig.hold is {self.hold} and future {self.future}; a latent can be kept "
-                "for no more steps than it covers"
-            )
+        check_intervals(self, lr="(0, inf)", grad_norm="[0, inf)")
 
 
 class DoC(Agent):
@@ -132,20 +99,7 @@ class DoC(Agent):
 
     def __init__(self, spec: Spec, config: DoCConfig, learners: Learners) -> None:
         super().__init__(spec, config, learners)
-        self.actor = LatentActor(
-            self.obs_dim,
-            self.act_dim,
-            learners,
-            backbone=config.backbone,
-            latents=config.latents,
-            latent=config.latent,
-            past=config.context,
-            hidden=config.hidden,
-            layers=config.layers,
-            heads=config.heads,
-            width=config.width,
-            max_steps=config.max_steps,
-        )
+        self.actor = latent_actor(self)
         self.posterior = Posterior(self.actor, learners, config.future, config.hidden)
         context = self.actor.history.size + self.act_dim + config.latent
         self.energy = Energy(context, self.obs_dim, config.features, config.hidden, learners)
@@ -153,25 +107,19 @@ class DoC(Agent):
         self.actor_opt = adamw(acting, config.lr, config.weight_decay)
         self.energy_opt = adamw(self.energy, config.lr, config.weight_decay)
         self.planner_opt = adamw(self.actor.planner, config.lr, config.weight_decay)
-        self.clip = clipping(config.clip)
+        self.clip = clipping(config.grad_norm)
 
     @classmethod
     def stacks(cls, config: DoCConfig) -> bool:
         return config.backbone == "mlp"
 
     def view(self, dataset: OfflineDataset) -> Segments:
-        cfg = self.config
-        return segments(
-            dataset, past=cfg.context, future=cfg.future, normalize_obs=cfg.normalize_obs
-        )
+        return segment_view(self.config, dataset)
 
     def prepare(self, replay: Replay) -> None:
         super().prepare(replay)
         assert isinstance(replay, Segments)
-        std = 1.0 / replay.reward_scale
-        rewards = [-replay.reward_shift * std, std]
-        self.actor.reward_map.copy_(torch.tensor(rewards))
-        self.actor.return_map.copy_(torch.tensor([replay.return_mean, replay.return_std]))
+        keep_moments(self.actor, replay)
 
     def noise(self, batch_size: int) -> dict[str, tuple[int, ...]]:
         return self.actor.latents.noise(batch_size)
@@ -248,13 +196,4 @@ class DoC(Agent):
         return {"action_error": self.acted(batch, h, z, weight)}
 
     def policy(self, learner: int = 0, provenance: Mapping[str, Any] | None = None) -> LatentPolicy:
-        cfg = self.config
-        choosing = Choosing(cfg.context, cfg.hold, cfg.candidates, cfg.mass, cfg.least_mass)
-        return LatentPolicy(
-            learner_view(self.actor, learner),
-            self.spec,
-            self.obs_mean,
-            self.obs_std,
-            dict(provenance or {}),
-            choosing=choosing,
-        )
+        return latent_policy_of(self, learner, provenance)

@@ -95,7 +95,7 @@ class DT(Agent):
             max_steps=config.max_steps,
         )
         self.actor_opt = adamw(self.actor, config.lr, config.weight_decay)
-        self.clip = clipping(config.clip)
+        self.clip = clipping(config.grad_norm)
         self.register_buffer("target_return", torch.zeros(()))
         self.register_buffer("return_scale", torch.ones(()))
 

@@ -31,13 +31,13 @@ class ReturnConfig:
     lr: float = 1e-4
     warmup: int = 10_000  # updates over which the learning rate rises
     weight_decay: float = 1e-4
-    clip: float = 0.25  # largest norm of a gradient; 0 clips none
+    grad_norm: float = 0.25  # at which gradients are cut; 0 cuts none
 
     def __post_init__(self) -> None:
         counts = ("context", "layers", "width", "max_steps")
         check_intervals(self, **dict.fromkeys(counts, "[1, inf)"))
         check_intervals(self, lr="(0, inf)", warmup="[0, inf)")
-        check_intervals(self, weight_decay="[0, inf)", clip="[0, inf)")
+        check_intervals(self, weight_decay="[0, inf)", grad_norm="[0, inf)")
         if self.return_scale is not None:
             check_intervals(self, return_scale="(0, inf)")
         if self.target_return is not None:

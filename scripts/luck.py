@@ -49,7 +49,7 @@ TASKS: Mapping[str, tuple[int, int, int, str]] = {
 # Decision Transformer in the size of DoC's small form.
 DT: Mapping[str, Any] = {
     **{"context": 8, "layers": 1, "heads": 1, "width": 32, "max_steps": 100, "return_scale": 1.0},
-    **{"lr": 1e-3, "warmup": 100, "weight_decay": 0.0, "clip": 1.0, "normalize_obs": False},
+    **{"lr": 1e-3, "warmup": 100, "weight_decay": 0.0, "grad_norm": 1.0, "normalize_obs": False},
     **{"batch_size": 64},
 }
 # On Reacher it needs more updates than DoC, and does better without its own past actions in sight,

@@ -18,7 +18,7 @@ from offrl.policy import Policy
 
 SETTINGS: dict[str, Any] = {
     **{"backbone": "mlp", "latents": "categorical", "latent": 4, "context": 0, "future": 1},
-    **{"hold": 1, "hidden": (24, 24), "features": 8, "lr": 3e-3, "warmup": 10, "clip": 1.0},
+    **{"hold": 1, "hidden": (24, 24), "features": 8, "lr": 3e-3, "warmup": 10, "grad_norm": 1.0},
     **{"weight_decay": 0.0, "normalize_obs": False},
 }
 COUNT = 250
@@ -83,7 +83,7 @@ def test_it_earns_the_best_on_the_bandit(p: float, least: float) -> None:
 def test_asking_for_a_return_of_one_gives_a_half(p: float) -> None:
     settings = {
         **{"context": 1, "layers": 1, "width": 16, "max_steps": 2, "return_scale": 1.0},
-        **{"lr": 3e-3, "warmup": 10, "clip": 1.0, "normalize_obs": False, "weight_decay": 0.0},
+        **{"lr": 3e-3, "warmup": 10, "grad_norm": 1.0, "normalize_obs": False, "weight_decay": 0.0},
     }
     learner = fit("dt", bandit(p), settings, 250)
     assert earned(learner.policy(), p) == pytest.approx(0.5, abs=0.05)

@@ -15,7 +15,7 @@ from offrl.datasets.offline import OfflineDataset
 
 SETTINGS: dict[str, Any] = {
     **{"context": 2, "layers": 1, "width": 16, "max_steps": 4},
-    **{"lr": 3e-3, "warmup": 10, "clip": 1.0, "normalize_obs": False},
+    **{"lr": 3e-3, "warmup": 10, "grad_norm": 1.0, "normalize_obs": False},
 }
 AGENTS = {
     "dt": {**SETTINGS, "heads": 2},

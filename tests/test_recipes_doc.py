@@ -16,7 +16,7 @@ from offrl.training import TrainConfig
 TABLE = {
     **{"layers": 3, "heads": 1, "width": 128, "latent": 32, "latents": "gaussian"},
     **{"backbone": "gpt", "context": 20, "future": 20, "hidden": (256, 256), "candidates": 100},
-    **{"lr": 1e-4, "weight_decay": 1e-4, "warmup": 1_000, "clip": 0.25, "batch_size": 64},
+    **{"lr": 1e-4, "weight_decay": 1e-4, "warmup": 1_000, "grad_norm": 0.25, "batch_size": 64},
     **{"steps": 10_000, "information_weight": 1.0},
 }
 

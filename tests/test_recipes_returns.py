@@ -16,12 +16,12 @@ TARGETS = {"hopper": 3600.0, "halfcheetah": 12000.0, "walker2d": 5000.0}
 # Decision Transformer: arguments of experiment.py for Gym; 10 iterations of 10,000 updates.
 DT_TABLE = {
     **{"context": 20, "layers": 3, "heads": 1, "width": 128, "activation": "relu"},
-    **{"lr": 1e-4, "weight_decay": 1e-4, "warmup": 10_000, "clip": 0.25, "batch_size": 64},
+    **{"lr": 1e-4, "weight_decay": 1e-4, "warmup": 10_000, "grad_norm": 0.25, "batch_size": 64},
     **{"steps": 100_000, "return_scale": 1000.0, "max_steps": 1000, "normalize_obs": True},
 }
 # Decision Mamba: run.sh and run_gym.sh; 40 iterations of 2,500 updates.
 MAMBA_TABLE = {
-    **{"context": 20, "lr": 1e-4, "weight_decay": 1e-5, "warmup": 2_500, "clip": 0.25},
+    **{"context": 20, "lr": 1e-4, "weight_decay": 1e-5, "warmup": 2_500, "grad_norm": 0.25},
     **{"batch_size": 64, "steps": 100_000, "return_scale": 1000.0, "max_steps": 1000},
     **{"action_weight": 0.9, "obs_weight": 0.05, "return_weight": 0.05, "max_share": 0.5},
     **{"normalize_obs": True},

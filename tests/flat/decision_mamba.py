@@ -119,7 +119,7 @@ def train(
     lr: float,
     warmup: int,
     weight_decay: float,
-    clip: float,
+    grad_norm: float,
 ) -> tuple[dict[str, Layers], list[dict[str, Tensor]]]:
     actor = [p.clone().requires_grad_() for p in nets["actor"]]
     target = [p.clone() for p in nets["actor_target"]]
@@ -148,7 +148,7 @@ def train(
         means = sums / torch.clamp(counts, min=1.0)
         weights = torch.tensor([action_weight, obs_weight, return_weight], dtype=torch.float64)
         loss = torch.sum(weights * means)
-        step(optimizer, loss, t, lr, warmup, clip)
+        step(optimizer, loss, t, lr, warmup, grad_norm)
         for a, p in zip(target, actor, strict=True):
             a.copy_((1.0 - polyak) * a + polyak * p.detach())
         names = ("action_loss", "obs_error", "return_error")

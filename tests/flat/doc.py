@@ -1,14 +1,15 @@
-"""Dichotomy of Control in its small form, step by step and sample by sample."""
+"""Dichotomy of Control, step by step and sample by sample."""
 
 import math
 
 import torch
-from flat.dt import over_real, step
+from flat.dt import BLOCK, EMBED, blocks, in_turn, norm, over_real, step
 from torch import Tensor
 
 Layers = list[Tensor]
 Batch = dict[str, Tensor]
 NET = 6  # weights and biases of two hidden layers and the last
+READER = EMBED + BLOCK + 2  # parameters of a transformer of one block that reads the past
 
 
 def mlp(net: Layers, x: Tensor) -> Tensor:
@@ -23,13 +24,35 @@ def told(b: Batch, i: int) -> Tensor:
     return x * b["real"][:, i : i + 1]
 
 
-def history(b: Batch, i: int, past: int) -> Tensor:
-    return torch.cat([*(told(b, j) for j in range(i - past, i)), b["obs"][:, i]], 1)
+def read(net: Layers, b: Batch, heads: int) -> Tensor:
+    """What a transformer knows at each of s, a and r, (batch, steps, 3, width)."""
+    ws, bs, wa, ba, wr, br, times, gain, shift = net[:EMBED]
+    time = times[torch.clamp(b["time"], max=len(times) - 1)]
+    obs, action = b["obs"] @ ws.T + bs + time, b["action"] @ wa.T + ba + time
+    reward = b["reward"][..., None] @ wr.T + br + time
+    x = norm(in_turn(obs, action, reward), gain, shift)
+    x = blocks(net[EMBED:], x, b["real"], heads, "relu")
+    return x.reshape(len(x), -1, 3, x.shape[2])
 
 
-def posterior(net: Layers, b: Batch, past: int, future: int) -> Tensor:
-    ahead = [told(b, past + j) for j in range(future)]
-    return mlp(net, torch.cat([history(b, past, past), *ahead], 1))
+def histories(net: Layers, b: Batch, past: int, heads: int) -> list[Tensor]:
+    """What is known at each step from now on when its action is due; no net: as it was told."""
+    steps = range(past, b["obs"].shape[1])
+    if net:
+        return [read(net, b, heads)[:, i, 0] for i in steps]
+    return [
+        torch.cat([*(told(b, j) for j in range(i - past, i)), b["obs"][:, i]], 1) for i in steps
+    ]
+
+
+def posterior(net: Layers, b: Batch, past: int, heads: int) -> Tensor:
+    reader, head = net[:-NET], net[-NET:]
+    if reader:
+        tokens = read(reader, b, heads)[:, past:]
+        real = b["real"][:, past:, None, None]
+        return mlp(head, torch.sum(tokens * real, (1, 2)) / (3 * torch.sum(real, (1, 2))))
+    ahead = [told(b, i) for i in range(past, b["obs"].shape[1])]
+    return mlp(head, torch.cat([histories([], b, past, heads)[0], *ahead], 1))
 
 
 def gaussian(q: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,16 +80,16 @@ def kl(q: Tensor, p: Tensor, codes: bool) -> Tensor:
 
 
 def information(
-    net: Layers, b: Batch, drawn: list[tuple[Tensor, Tensor]], past: int, future: int
+    net: Layers, b: Batch, drawn: list[tuple[Tensor, Tensor]], known: list[Tensor]
 ) -> Tensor:
-    bounds = []
-    for i in range(past, past + future):
+    bounds, past = [], b["obs"].shape[1] - len(known)
+    for i, h in enumerate(known, past):
         outcome = torch.cat([b["reward"][:, i : i + 1], b["next_obs"][:, i]], 1)
         right = mlp(net[NET:], outcome)
-        known = torch.cat([history(b, i, past), b["action"][:, i]], 1)
-        at_step = torch.zeros(len(known), dtype=known.dtype)
+        given = torch.cat([h.detach(), b["action"][:, i]], 1)
+        at_step = torch.zeros(len(given), dtype=given.dtype)
         for z, weight in drawn:
-            left = mlp(net[:NET], torch.cat([known, z], 1))
+            left = mlp(net[:NET], torch.cat([given, z], 1))
             u = left @ right.T / math.sqrt(left.shape[1])
             others = u[:, b["real"][:, i] > 0]
             mean = torch.log(torch.mean(torch.exp(others), 1)) if others.shape[1] else 0.0
@@ -76,21 +99,25 @@ def information(
 
 
 def cloned(
-    net: Layers, b: Batch, drawn: list[tuple[Tensor, Tensor]], past: int, future: int
+    net: Layers, b: Batch, drawn: list[tuple[Tensor, Tensor]], known: list[Tensor]
 ) -> Tensor:
-    errors = []
-    for i in range(past, past + future):
-        h = history(b, i, past)
+    errors, past = [], b["obs"].shape[1] - len(known)
+    for i, h in enumerate(known, past):
         apart = [torch.tanh(mlp(net, torch.cat([h, z], 1))) - b["action"][:, i] for z, _ in drawn]
         squares = [torch.mean(d**2, 1) for d in apart]
         errors.append(sum(w * e for (_, w), e in zip(drawn, squares, strict=True)))
     return over_real(torch.stack(errors, 1)[..., None], b["real"][:, past:])  # type: ignore[arg-type]
 
 
-def optimizer_of(net: Layers, lr: float, decay: float) -> torch.optim.AdamW:
+def optimizer_of(reader: Layers, heads: list[Layers], lr: float, decay: float) -> torch.optim.AdamW:
+    """What multiplies an input shrinks: no bias, no norm, and not the embedding of time."""
+    shrinks = [p for i, p in enumerate(reader) if p.ndim == 2 and i % READER != 6]
+    rest = [p for i, p in enumerate(reader) if p.ndim < 2 or i % READER == 6]
+    shrinks += [p for net in heads for p in net[0::2]]
+    rest += [p for net in heads for p in net[1::2]]
     groups = [
-        {"params": net[0::2], "weight_decay": decay},
-        {"params": net[1::2], "weight_decay": 0.0},
+        {"params": shrinks, "weight_decay": decay},
+        {"params": rest, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr)
 
@@ -101,42 +128,45 @@ def train(
     *,
     codes: bool,
     past: int,
-    future: int,
+    heads: int,
     energy_steps: int,
     information_weight: float,
     lr: float,
     warmup: int,
     weight_decay: float,
-    clip: float,
+    grad_norm: float,
 ) -> tuple[dict[str, Layers], list[dict[str, Tensor]]]:
     nets = {name: [p.clone().requires_grad_() for p in net] for name, net in nets.items()}
-    actor, reader, energy = nets["actor"], nets["posterior"], nets["energy"]
-    policy, prior, value = actor[:NET], actor[NET : 2 * NET], actor[2 * NET :]
-    acting = optimizer_of([*policy, *reader], lr, weight_decay)
-    raising = optimizer_of(energy, lr, weight_decay)
-    planning = optimizer_of([*prior, *value], lr, weight_decay)
+    actor, formed, energy = nets["actor"], nets["posterior"], nets["energy"]
+    cut = len(formed) - NET  # parameters of a reader: READER or none
+    reader, policy = actor[:cut], actor[cut : cut + NET]
+    planner, (prior, value) = actor[cut + NET : -2 * NET], (actor[-2 * NET : -NET], actor[-NET:])
+    acting = optimizer_of([*reader, *formed[:cut]], [policy, formed[cut:]], lr, weight_decay)
+    raising = optimizer_of([], [energy], lr, weight_decay)
+    planning = optimizer_of(planner, [prior, value], lr, weight_decay)
     history_of = []
     for t, b in enumerate(batches):
-        now = history(b, past, past)
-
-        drawn = draws(posterior(reader, b, past, future).detach(), b, codes)
+        drawn = draws(posterior(formed, b, past, heads).detach(), b, codes)
         for _ in range(energy_steps):
-            energy_loss = -information(energy, b, drawn, past, future)
-            step(raising, energy_loss, t, lr, warmup, clip)
+            known = histories(reader, b, past, heads)
+            energy_loss = -information(energy, b, drawn, known)
+            step(raising, energy_loss, t, lr, warmup, grad_norm)
 
-        drawn = draws(posterior(reader, b, past, future), b, codes)
-        error = cloned(policy, b, drawn, past, future)
-        bound = information(energy, b, drawn, past, future)
+        drawn = draws(posterior(formed, b, past, heads), b, codes)
+        known = histories(reader, b, past, heads)
+        error = cloned(policy, b, drawn, known)
+        bound = information(energy, b, drawn, known)
         actor_loss = error + information_weight * bound
-        step(acting, actor_loss, t, lr, warmup, clip)
+        step(acting, actor_loss, t, lr, warmup, grad_norm)
 
-        q = posterior(reader, b, past, future).detach()
+        q = posterior(formed, b, past, heads).detach()
+        now = histories(planner, b, past, heads)[0]
         divergence = torch.mean(kl(q, mlp(prior, now), codes))
         value_loss = torch.zeros((), dtype=now.dtype)
         for z, weight in draws(q, b, codes):
             wrong = mlp(value, torch.cat([now, z], 1))[:, 0] - b["to_go"]
             value_loss = value_loss + torch.mean(weight * wrong**2)
-        step(planning, divergence + value_loss, t, lr, warmup, clip)
+        step(planning, divergence + value_loss, t, lr, warmup, grad_norm)
 
         metrics = {"energy_loss": energy_loss, "actor_loss": actor_loss, "action_error": error}
         metrics |= {"information": bound, "planner_loss": divergence + value_loss}

@@ -31,6 +31,22 @@ def attend(x: Tensor, p: Layers, heads: int, hidden: Tensor) -> Tensor:
     return torch.cat(outputs, -1) @ p[6].T + p[7]
 
 
+def blocks(net: Layers, x: Tensor, real: Tensor, heads: int, activation: str) -> Tensor:
+    """Blocks and a last norm over three tokens a step."""
+    tokens = x.shape[1]
+    real = torch.repeat_interleave(real, 3, 1)
+    order = torch.arange(tokens)
+    hidden = (order[None, :, None] < order[None, None, :]) | (real[:, None, :] == 0)
+    hidden = hidden & (order[:, None] != order[None, :])
+    for at in range(0, len(net) - 2, BLOCK):
+        p = net[at : at + BLOCK]
+        x = x + attend(norm(x, p[0], p[1]), p[2:10], heads, hidden)
+        h = norm(x, p[10], p[11]) @ p[12].T + p[13]
+        h = torch.where(h > 0, h, 0.0) if activation == "relu" else torch.nn.functional.gelu(h)
+        x = x + h @ p[14].T + p[15]
+    return norm(x, net[-2], net[-1])
+
+
 def predict(net: Layers, b: dict[str, Tensor], *, heads: int, activation: str) -> Tensor:
     """(batch, steps, act)."""
     wa, ba, wr, br, ws, bs, times, gain, shift = net[:EMBED]
@@ -39,21 +55,9 @@ def predict(net: Layers, b: dict[str, Tensor], *, heads: int, activation: str) -
     obs, action = b["obs"] @ ws.T + bs + time, b["action"] @ wa.T + ba + time
     x = norm(in_turn(to_go, obs, action), gain, shift)
 
-    tokens = x.shape[1]
-    real = torch.repeat_interleave(b["real"], 3, 1)
-    order = torch.arange(tokens)
-    hidden = (order[None, :, None] < order[None, None, :]) | (real[:, None, :] == 0)
-    hidden = hidden & (order[:, None] != order[None, :])
-    at = EMBED
-    while at + BLOCK < len(net):
-        p = net[at : at + BLOCK]
-        x = x + attend(norm(x, p[0], p[1]), p[2:10], heads, hidden)
-        h = norm(x, p[10], p[11]) @ p[12].T + p[13]
-        h = torch.where(h > 0, h, 0.0) if activation == "relu" else torch.nn.functional.gelu(h)
-        x = x + h @ p[14].T + p[15]
-        at += BLOCK
-    gain, shift, w, bias = net[at:]
-    return torch.tanh(norm(x, gain, shift)[:, 1::3] @ w.T + bias)
+    x = blocks(net[EMBED:-2], x, b["real"], heads, activation)
+    w, bias = net[-2:]
+    return torch.tanh(x[:, 1::3] @ w.T + bias)
 
 
 def over_real(error: Tensor, real: Tensor) -> Tensor:
@@ -73,15 +77,15 @@ def optimizer_of(net: Layers, kept: list[int], lr: float, decay: float) -> torch
 
 
 def step(
-    optimizer: torch.optim.AdamW, loss: Tensor, t: int, lr: float, warmup: int, clip: float
+    optimizer: torch.optim.AdamW, loss: Tensor, t: int, lr: float, warmup: int, grad_norm: float
 ) -> None:
     optimizer.zero_grad()
     torch.autograd.backward(loss)
     for group in optimizer.param_groups:
         group["lr"] = float(torch.tensor(lr * min((t + 1) / warmup, 1.0)))
-    if clip:
+    if grad_norm:
         everything = [p for group in optimizer.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(everything, clip)
+        torch.nn.utils.clip_grad_norm_(everything, grad_norm)
     optimizer.step()
 
 
@@ -94,7 +98,7 @@ def train(
     lr: float,
     warmup: int,
     weight_decay: float,
-    clip: float,
+    grad_norm: float,
 ) -> tuple[dict[str, Layers], list[dict[str, Tensor]]]:
     actor = [p.clone().requires_grad_() for p in nets["actor"]]
     optimizer = optimizer_of(actor, [6], lr, weight_decay)
@@ -102,6 +106,6 @@ def train(
     for t, b in enumerate(batches):
         error = (predict(actor, b, heads=heads, activation=activation) - b["action"]) ** 2
         loss = over_real(error, b["real"])
-        step(optimizer, loss, t, lr, warmup, clip)
+        step(optimizer, loss, t, lr, warmup, grad_norm)
         history.append({"actor_loss": loss.detach()})
     return {"actor": actor}, history

@@ -46,8 +46,8 @@ def _case(**changes: Any) -> Case:
 
 
 CASES = {
-    "decision_mamba": _case(obs_weight=0.3, return_weight=0.2, clip=0.4),
-    "decision_mamba-linear": _case(embed="linear", layers=2, clip=0.0, normalize_obs=False),
+    "decision_mamba": _case(obs_weight=0.3, return_weight=0.2, grad_norm=0.4),
+    "decision_mamba-linear": _case(embed="linear", layers=2, grad_norm=0.0, normalize_obs=False),
 }
 
 _ALL = "decision_mamba decision_mamba-linear"
@@ -62,7 +62,7 @@ FAULTS = [
         ("config.weight_decay", "0.0"),
         ("target_of(self.actor)", "self.actor"),
     ),
-    *faults(f"{_DM}.__init__", "decision_mamba", ("clipping(config.clip)", "clipping(0.0)")),
+    *faults(f"{_DM}.__init__", "decision_mamba", ("clipping(config.grad_norm)", "clipping(0.0)")),
     *faults(
         f"{_DM}.schedule",
         _ALL,

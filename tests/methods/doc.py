@@ -1,4 +1,4 @@
-"""Dichotomy of Control: cases of parity of its small form, and faults."""
+"""Dichotomy of Control: cases of parity, and faults."""
 
 from typing import Any
 
@@ -14,7 +14,10 @@ SETTINGS: dict[str, Any] = {
     **{"backbone": "mlp", "context": 1, "future": 2, "hold": 2, "latent": 3, "features": 4},
     **{"lr": LR, "warmup": 3, "weight_decay": 0.1, "energy_steps": 2, "information_weight": 0.7},
 }
-TRAINING = ("energy_steps", "information_weight", "lr", "warmup", "weight_decay", "clip")
+GPT: dict[str, Any] = {
+    **{"backbone": "gpt", "context": 2, "layers": 1, "heads": 2, "width": 4, "max_steps": 3},
+}
+TRAINING = ("energy_steps", "information_weight", "lr", "warmup", "weight_decay", "grad_norm")
 OTHER = {
     ("doc", "backbone"): ("mlp", {}),
     ("doc", "latents"): ("categorical", {}),
@@ -50,7 +53,7 @@ def flat_doc(
         batches,
         codes=cfg.latents == "categorical",
         past=cfg.context,
-        future=cfg.future,
+        heads=cfg.heads,
         **case.settings(*TRAINING),
     )
 
@@ -65,9 +68,10 @@ def _case(noise: dict[str, Any], beside: tuple[int, ...] = (), **changes: Any) -
 
 
 CASES = {
-    "doc": _case({"latent": (16, 3)}, clip=0.3),
-    "doc-codes": _case({}, latents="categorical", clip=0.0, normalize_obs=False),
-    "doc-stacked": _case({}, (5,), latents="categorical", context=0, clip=0.3),
+    "doc": _case({"latent": (16, 3)}, grad_norm=0.3),
+    "doc-codes": _case({}, latents="categorical", grad_norm=0.0, normalize_obs=False),
+    "doc-stacked": _case({}, (5,), latents="categorical", context=0, grad_norm=0.3),
+    "doc-gpt": _case({"latent": (16, 3)}, **GPT, grad_norm=0.3),
 }
 
 COVERED = ["losses.contrastive_bound"]
@@ -84,8 +88,13 @@ FAULTS = [
             "adamw(self.energy, config.lr, 0.0)",
         ),
     ),
-    *faults(f"{_DOC}.__init__", "doc doc-stacked", ("clipping(config.clip)", "clipping(0.0)")),
-    *faults(f"{_DOC}.view", "doc", ("normalize_obs=cfg.normalize_obs", "normalize_obs=False")),
+    *faults(f"{_DOC}.__init__", "doc doc-stacked", ("clipping(config.grad_norm)", "clipping(0.0)")),
+    *faults(
+        "futures.segment_view",
+        "doc",
+        ("past=cfg.context", "past=0"),
+        ("normalize_obs=cfg.normalize_obs", "normalize_obs=False"),
+    ),
     *faults(f"{_DOC}.schedule", _ALL, ("warm_up(self.config, optimizer, step)", "pass")),
     *faults(
         f"{_DOC}.update",
@@ -187,6 +196,26 @@ FAULTS = [
         ("first - j : steps - j", "first - j + 1 : steps - j + 1"),
         ("range(self.past, 0, -1)", "range(1, self.past + 2)"),
     ),
+    *faults(
+        "latent_models.TokenHistory.forward", "doc-gpt", ("[:, -count:, 0]", "[:, -count:, 1]")
+    ),
+    *faults(
+        "latent_models.TokenHistory.tokens",
+        "doc-gpt",
+        ("self.obs(segment.obs)", "self.obs(segment.obs.abs())"),
+        ("self.action(segment.action)", "self.action(-segment.action)"),
+        ("self.reward(segment.reward[..., None])", "self.reward(-segment.reward[..., None])"),
+        (" + time[:, :, None]", ""),
+        ("flatten(1, 2), real)", "flatten(1, 2))"),
+    ),
+    *faults(
+        "latent_models.TokenReader.forward",
+        "doc-gpt",
+        ("(y * real).sum", "y.sum"),
+        ("3.0 * real.sum", "real.sum"),
+        ("[:, -self.future :]\n        real", "[:, -1:]\n        real"),
+    ),
+    *faults(f"{_DOC}.information", "doc-gpt", ("h.detach()", "h")),
     *faults("latent_models.told", _ALL, (" * segment.real[..., None]", "")),
     *faults("latent_models.FlatReader.forward", _ALL, ("[..., 0, :]", "[..., -1, :]")),
     *faults("latent_models.LatentActor.acts", _ALL, ("torch.tanh(", "(")),

@@ -15,7 +15,7 @@ RETURNS: dict[str, Any] = {
     **{"lr": LR, "warmup": 3, "weight_decay": 0.1, "return_scale": 2.0, "context": 3},
     **{"max_steps": 2},  # of three: the last two steps of an episode share a time
 }
-TRAINING = ("lr", "warmup", "weight_decay", "clip")
+TRAINING = ("lr", "warmup", "weight_decay", "grad_norm")
 OTHER = {
     ("dt", "context"): (3, {}),
     ("dt", "layers"): (2, {}),
@@ -53,8 +53,8 @@ def _case(**changes: Any) -> Case:
 
 
 CASES = {
-    "dt": _case(clip=0.4),
-    "dt-two": _case(clip=0.0, layers=2, heads=2, activation="gelu", normalize_obs=False),
+    "dt": _case(grad_norm=0.4),
+    "dt-two": _case(grad_norm=0.0, layers=2, heads=2, activation="gelu", normalize_obs=False),
 }
 
 COVERED = [f"returns.{name}" for name in ("return_view", "warm_up", "real_mean")]
@@ -71,7 +71,7 @@ FAULTS = [
         ("max_steps=config.max_steps", "max_steps=3"),
         ("config.weight_decay", "0.0"),
     ),
-    *faults(f"{_DT}.__init__", "dt", ("clipping(config.clip)", "clipping(0.0)")),
+    *faults(f"{_DT}.__init__", "dt", ("clipping(config.grad_norm)", "clipping(0.0)")),
     *faults(
         f"{_DT}.view",
         _ALL,
