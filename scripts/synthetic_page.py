@@ -181,6 +181,8 @@ def draw_errors(facts: Mapping[str, Any], out: Path) -> None:
         for axes, (sense, title) in zip(panels, SENSES.items(), strict=True):
             for colour, (name, s) in zip(COLOURS, facts["sets"].items(), strict=False):
                 for who, style in (("data", "-"), ("model", "--")):
+                    if (name, who) == ("logged", "data"):
+                        continue  # what the simulator did: its error is that of its numbers
                     label = name if who == "data" else f"{name}: one-step model"
                     line(axes, s["along"][who][sense], colour, style, label)
             axes.set_yscale("log")
