@@ -51,6 +51,17 @@ class Batch(Sample):
 
 
 @dataclass(frozen=True)
+class TaughtBatch(Batch):
+    """One minibatch of transitions, with what a teacher does at their observations.
+
+    The teacher's action is `teacher_mean`, in [-1, 1], from which it deviates by `teacher_std`.
+    """
+
+    teacher_mean: Float[Tensor, "*seed batch act"]
+    teacher_std: Float[Tensor, "*seed batch act"]
+
+
+@dataclass(frozen=True)
 class WindowBatch(Sample):
     """One minibatch of windows: what was seen up to now, and what was done around now.
 
