@@ -19,6 +19,7 @@ from offrl.agents.cql import CQL, CQLConfig
 from offrl.agents.decision_mamba import DecisionMamba, DecisionMambaConfig
 from offrl.agents.diffusion_policy import DiffusionPolicy, DiffusionPolicyConfig
 from offrl.agents.diffusion_ql import DiffusionQL, DiffusionQLConfig
+from offrl.agents.distill import Distill, DistillConfig
 from offrl.agents.doc import DoC, DoCConfig
 from offrl.agents.dt import DT, DTConfig
 from offrl.agents.ebt import EBT, EBTConfig
@@ -71,6 +72,7 @@ AGENTS: dict[str, tuple[type[Agent], Any]] = {
     "fql": (FQL, FQLConfig()),
     "awm": (AWM, AWMConfig()),
     "preference": (Preference, PreferenceConfig()),
+    "distill": (Distill, DistillConfig()),
     "chunk_bc": (ChunkBC, ChunkBCConfig()),
     "diffusion_policy": (DiffusionPolicy, DiffusionPolicyConfig()),
     "beso": (BESO, BESOConfig()),
@@ -129,6 +131,8 @@ __all__ = [
     "DiffusionPolicyConfig",
     "DiffusionQL",
     "DiffusionQLConfig",
+    "Distill",
+    "DistillConfig",
     "DoC",
     "DoCConfig",
     "EBTConfig",

@@ -6,10 +6,11 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from teachers import teacher
 
 from offrl.agent import Agent
 from offrl.agents import AGENTS
-from offrl.datasets.offline import OfflineDataset
+from offrl.datasets.offline import OfflineDataset, Spec
 from offrl.datasets.replay import Replay
 from offrl.feed import Feed
 from offrl.networks import Learners
@@ -71,6 +72,9 @@ ACTIONS: dict[str, Any] = {  # of agents that generate one action: few candidate
 }
 
 
+TEACHER = teacher("GaussianActor", Spec.unbounded(OBS, ACT))  # there before any child process is
+
+
 LATENTS: dict[str, Any] = {  # of agents that form latents of the future: few steps of it
     **{"future": 4, "hold": 2, "latent": 3, "features": 4},
 }
@@ -83,6 +87,7 @@ def narrow(name: str) -> dict[str, Any]:
     settings |= {f: v for f, v in CHUNKS.items() if "history" in fields and f in fields}
     settings |= {f: v for f, v in SEQUENCES.items() if "context" in fields}
     settings |= LATENTS if "future" in fields else {}
+    settings |= {"teacher": TEACHER} if "teacher" in fields else {}
     if "candidates" in fields or "flow_steps" in fields:
         settings = {f: v for f, v in ACTIONS.items() if f in fields} | settings
     return settings

@@ -62,5 +62,5 @@ def test_what_determines_the_numbers_makes_another_cell(changes: dict[str, Any])
 
 def test_only_what_imitates_is_left_out_unless_it_is_asked_for() -> None:
     left = {"odice_il", "chunk_bc", "diffusion_policy", "flow_bc", "consistency_bc", "beso", "ptp"}
-    left |= {"ibc", "ebt", "act", "act_jepa"}
+    left |= {"ibc", "ebt", "act", "act_jepa", "distill"}
     assert set(AGENTS) - set(COMPARED) == left and {"bc", "percent_bc"} <= set(COMPARED)
