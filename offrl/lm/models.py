@@ -12,9 +12,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from offrl.errors import ConfigError, DataError
 from offrl.lm.extra import need
@@ -22,6 +24,9 @@ from offrl.lm.losses.tokens import token_logps
 
 Precision = Literal["float32", "bfloat16"]
 Batch = Mapping[str, Any]
+
+LOGITS = 2**24  # that a head gives at a time
+_ENDS_WITH_HEAD: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
 def load_model(source: str, precision: Precision = "float32") -> Any:
@@ -112,23 +117,89 @@ def answer_logits(model: nn.Module, batch: Batch, core: nn.Module) -> tuple[Tens
     the first answer are computed by the body of the model and skip its head where it allows that.
     """
     first, ids = int(batch["first"]), batch["input_ids"]
-    keep = ids.shape[1] - first + 1
-    options: dict[str, Any] = {}
-    if "logits_to_keep" in inspect.signature(core.forward).parameters:
-        options["logits_to_keep"] = keep
-    if "use_cache" in inspect.signature(core.forward).parameters:
-        options["use_cache"] = False
-    logits = model(input_ids=ids, attention_mask=batch["attention_mask"], **options).logits
+    logits, keep = _head_output(model, batch, core), ids.shape[1] - first + 1
     return logits[:, -keep:-1], ids[:, first:], batch["mask"][:, first:]
 
 
 def answer_logps(model: nn.Module, batch: Batch, core: nn.Module) -> tuple[Tensor, Tensor]:
-    """l and mask of (row, token), both 0 outside of the answers; places as in `answer_logits`."""
-    logits, labels, mask = answer_logits(model, batch, core)
+    """l and mask of (row, token), both 0 outside of the answers; places as in `answer_logits`.
+
+    Logits are made for the tokens of answers alone, LOGITS at a time, and where there are more
+    they are not kept: the backward pass makes them again. A model that does something with its
+    logits after its head has them all made and kept.
+    """
+    first, ids = int(batch["first"]), batch["input_ids"]
+    mask = batch["mask"][:, first:]
     inside = mask != 0
-    # The softmax is over the places that count, which are few where prompts are long.
-    picked = token_logps(logits[inside], labels[inside])
+    labels = ids[:, first:][inside]
+    if _ends_with_head(model, batch, core):
+        with _picking(core, inside, labels):
+            picked = _head_output(model, batch, core)
+    else:
+        picked = token_logps(answer_logits(model, batch, core)[0][inside], labels)
     return picked.new_zeros(mask.shape).masked_scatter(inside, picked), mask
+
+
+def _head_output(model: nn.Module, batch: Batch, core: nn.Module) -> Tensor:
+    """What the model calls logits, from the place before the first answer to the end at least."""
+    ids, takes = batch["input_ids"], inspect.signature(core.forward).parameters
+    options: dict[str, Any] = {}
+    if "logits_to_keep" in takes:
+        options["logits_to_keep"] = ids.shape[1] - int(batch["first"]) + 1
+    if "use_cache" in takes:
+        options["use_cache"] = False
+    out: Tensor = model(input_ids=ids, attention_mask=batch["attention_mask"], **options).logits
+    return out
+
+
+@contextmanager
+def _picking(core: Any, inside: Tensor, labels: Tensor) -> Iterator[None]:
+    """The head gives log-probabilities of the labels at these places instead of logits."""
+    head, keep = core.get_output_embeddings(), inside.shape[1] + 1
+    plain, own = head.forward, "forward" in vars(head)
+    rows = max(LOGITS // head.out_features, 1)
+
+    def of(states: Tensor, wanted: Tensor) -> Tensor:
+        return token_logps(plain(states), wanted)
+
+    def forward(states: Tensor) -> Tensor:
+        states = states[:, -keep:-1][inside]
+        parts = list(zip(states.split(rows), labels.split(rows), strict=True))
+        if len(parts) == 1 or not torch.is_grad_enabled():
+            return torch.cat([of(*part) for part in parts])
+        again: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+        return torch.cat([checkpoint(of, *part, **again) for part in parts])
+
+    head.forward = forward
+    try:
+        yield
+    finally:
+        del head.forward
+        if own:
+            head.forward = plain
+
+
+def _ends_with_head(model: nn.Module, batch: Batch, core: Any) -> bool:
+    """Whether logits are what the head gives: numbers that it is made to give come out as such.
+
+    Some models scale or bound them afterwards.
+    """
+    if core not in _ENDS_WITH_HEAD:
+        head = core.get_output_embeddings()
+        size = getattr(head, "out_features", None)
+        if size is None:
+            return False
+        # Whole numbers that bfloat16 has too.
+        told = torch.arange(size, device=batch["input_ids"].device) % 201 - 100
+        small = {name: batch[name][:1, :2] for name in ("input_ids", "attention_mask")}
+        hook = head.register_forward_hook(lambda _, __, out: told.to(out.dtype).expand_as(out))
+        try:
+            with frozen(model):
+                given = _head_output(model, {**small, "first": 1}, core)
+        finally:
+            hook.remove()
+        _ENDS_WITH_HEAD[core] = bool((given == told).all())
+    return _ENDS_WITH_HEAD[core]
 
 
 def answer_hidden(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
