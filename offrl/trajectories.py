@@ -5,8 +5,9 @@
 with a in [-1, 1], kept in [-0.999, 0.999], and d = 1 where step t terminated. A piece of n + 1 rows
 holds n transitions: its last row gives the observation that followed, and no more. Pieces begin
 every `stride` rows, and one ends with each episode, so that how episodes end is seen; none crosses
-an end. Source: policy-guided diffusion (arXiv:2404.06356), whose pieces end with a step and not
-with the observation after it, which leaves terminations out of what is made of them.
+an end. What never varies in the data does not vary in what is made of them: where no step
+terminated, none does. Source: policy-guided diffusion (arXiv:2404.06356), whose pieces end with a
+step and not with the observation after it, which leaves terminations out of what is made of them.
 """
 
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from offrl.errors import DataError
 
 INSIDE = 0.999  # actions are kept this far in, where artanh is finite
 
+ROUNDING = 1e-6  # the deviation of what never varies, relative to its mean, is below this
+
 
 @dataclass(frozen=True)
 class Trajectories:
@@ -30,7 +33,7 @@ class Trajectories:
 
     x: Float[Tensor, "pieces time channels"]
     mean: Float[Tensor, " channels"]
-    std: Float[Tensor, " channels"]
+    std: Float[Tensor, " channels"]  # 0 of what never varies
     obs_dim: int
     act_dim: int
 
@@ -84,8 +87,8 @@ def trajectories(dataset: OfflineDataset, length: int = 32, stride: int = 8) -> 
     action = torch.atanh(torch.where(there[..., None], torch.zeros_like(action), action))
     x = torch.cat([rows[..., :o], action, rows[..., -3:-1]], -1)
     mean, std = x.mean((0, 1)), x.std((0, 1))
-    std = torch.where(std > 0.0, std, torch.ones_like(std))
-    return Trajectories((x - mean) / std, mean, std, o, a)
+    std = torch.where(std > ROUNDING * mean.abs(), std, 0.0)
+    return Trajectories((x - mean) / torch.where(std > 0.0, std, 1.0), mean, std, o, a)
 
 
 def episodes_of(

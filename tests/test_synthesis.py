@@ -82,6 +82,17 @@ def test_a_piece_says_what_was_seen_done_earned_and_ended() -> None:
     torch.testing.assert_close(flat.std(0), torch.ones(4), rtol=0, atol=1e-4)
 
 
+def test_what_never_varies_is_not_made_up() -> None:
+    data = known()
+    rows = data.rows.copy()
+    rows[:, -3], rows[:, -2] = 0.1, 0.0  # every reward, and no termination
+    view = trajectories(replace(data, rows=rows), 4, 2)
+    assert view.x.isfinite().all() and view.x[..., 2:].abs().max() < 1e-3
+    made = view.raw(view.x + 3.0)
+    torch.testing.assert_close(made[..., 2], torch.full_like(made[..., 2], 0.1))
+    assert not made[..., 3].any() and made[..., 0].std() > 0
+
+
 def test_data_that_has_no_trajectories_is_refused() -> None:
     data = known()
     torn = replace(data, next_obs=data.rows[:, :1].copy())
