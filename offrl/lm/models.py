@@ -164,7 +164,7 @@ def _picking(core: Any, inside: Tensor, labels: Tensor) -> Iterator[None]:
 
     def forward(states: Tensor) -> Tensor:
         states = states[:, -keep:-1][inside]
-        parts = list(zip(states.split(rows), labels.split(rows), strict=True))
+        parts = list(zip(torch.split(states, rows), torch.split(labels, rows), strict=True))
         if len(parts) == 1 or not torch.is_grad_enabled():
             return torch.cat([of(*part) for part in parts])
         again: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
