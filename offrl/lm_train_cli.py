@@ -110,6 +110,12 @@ def score(argv: list[str]) -> int:
         action="store_true",
         help="groups: write behavior_logps, token by token; the model is then the one that sampled",
     )
+    parser.add_argument(
+        "--beta",
+        type=float,
+        metavar="B",
+        help="of a model that ilql trained: score log pi + B (Q - V), what it decodes from",
+    )
     parser.add_argument("--ches", action="store_true", help="pairs: a column for filter --lowest")
     parser.add_argument("--max-length", type=int, default=1024, metavar="N", help="tokens (1024)")
     parser.add_argument("--micro-batch", type=int, default=8, metavar="N", help="at a time (8)")

@@ -2,7 +2,7 @@
 
     pairs           prompt, chosen, rejected; chosen_score and rejected_score where known
     labels          prompt, completion, label (true or false)
-    groups          prompt, completions, rewards; behavior_logps where known
+    groups          prompt, completions, rewards; behavior_logps and token_rewards where known
     demonstrations  prompt, completion
 
 These are the columns of TRL's standard forms, and of scored groups, which TRL has no trainer for.
@@ -72,7 +72,8 @@ class Labelled:
 class Group:
     """Several answers to a prompt with a reward each, and what their sampler thought of them.
 
-    `behavior_logps` has one entry per answer: the log-probabilities of its tokens, or their sum.
+    `behavior_logps` has one entry per answer: the log-probabilities of its tokens, or their sum;
+    `token_rewards` the rewards of its tokens, to which that of the answer is added at the last.
     """
 
     prompt: Text
@@ -80,9 +81,12 @@ class Group:
     rewards: tuple[float, ...]
     behavior_logps: tuple[Any, ...] | None = None
     more: Record = field(default_factory=dict)
+    token_rewards: tuple[tuple[float, ...], ...] | None = None
 
     def record(self) -> Record:
         answers = {"completions": list(self.completions), "rewards": list(self.rewards)}
+        if self.token_rewards is not None:
+            answers["token_rewards"] = [list(numbers) for numbers in self.token_rewards]
         if self.behavior_logps is not None:
             answers["behavior_logps"] = list(self.behavior_logps)
         return {"prompt": self.prompt, **answers, **self.more}
@@ -99,13 +103,14 @@ class Group:
             else value
             for name, value in self.more.items()
         }
-        logps = self.behavior_logps
+        logps, steps = self.behavior_logps, self.token_rewards
         return Group(
             self.prompt,
             tuple(self.completions[i] for i in places),
             tuple(self.rewards[i] for i in places),
             None if logps is None else tuple(logps[i] for i in places),
             more,
+            None if steps is None else tuple(steps[i] for i in places),
         )
 
 
@@ -291,10 +296,10 @@ def _group(
     prompt: Text, record: Record, report: Report, place: str, least: int, refuse: bool
 ) -> Group:
     completions, rewards = record.pop("completions"), record.pop("rewards")
-    logps = record.pop("behavior_logps", None)
+    logps, steps = record.pop("behavior_logps", None), record.pop("token_rewards", None)
     lists = {"completions": completions, "rewards": rewards}
-    if logps is not None:
-        lists["behavior_logps"] = logps
+    lists |= {"behavior_logps": logps} if logps is not None else {}
+    lists |= {"token_rewards": steps} if steps is not None else {}
     for name, value in lists.items():
         if not isinstance(value, list | tuple):
             raise DataError(f"{place}: {name} is {_shown(value)}; it must be a list")
@@ -320,12 +325,27 @@ def _group(
         tuple(math.nan if score is None else score for score in scores),
         None if logps is None else tuple(logps),
         record,
+        None if steps is None else tuple(_step_rewards(s, i, place) for i, s in enumerate(steps)),
     )
     kept = [i for i, s in enumerate(group.rewards) if not (math.isnan(s) or _empty(texts[i]))]
     if len(kept) < least:
         few = "a group of one" if len(kept) == 1 else f"a group of {len(kept)}"
         raise _Unusable(f"{few} where {least} answers are needed")
     return group.taking(kept)
+
+
+def _step_rewards(numbers: Any, answer: int, place: str) -> tuple[float, ...]:
+    """The token_rewards of an answer; raises DataError where one is no finite number."""
+    column = f"token_rewards[{answer}]"
+    if not isinstance(numbers, list | tuple):
+        raise DataError(f"{place}: {column} is {_shown(numbers)}; it must be a list of numbers")
+    found = [_score(number, f"{column}[{t}]", place) for t, number in enumerate(numbers)]
+    if None in found:
+        raise DataError(
+            f"{place}: {column}[{found.index(None)}] is not a finite number; mend it, or leave the "
+            "answer out"
+        )
+    return tuple(number for number in found if number is not None)
 
 
 def _with_prompt(record: Record, place: str) -> Record:

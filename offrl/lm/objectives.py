@@ -2,7 +2,7 @@
 
     pairs           a pair loss of both answers' scores
     labels          a unary loss of an answer and its label
-    groups          a list loss, or a policy gradient on scored answers
+    groups          a list loss, a policy gradient on scored answers, or values of tokens
     demonstrations  a token loss
 
 An objective returns one loss per item, an example, an answer or a token; the trainer adds them up
@@ -27,7 +27,9 @@ from offrl.lm.losses.advantages import standardised
 from offrl.lm.losses.groups import GROUP_METHODS, group_loss
 from offrl.lm.losses.lists import boltzmann, optimal_value
 from offrl.lm.losses.scores import Scores
+from offrl.lm.losses.tokens import sft
 from offrl.lm.losses.unary import kto_baseline
+from offrl.lm.values import Ilql
 
 Batch = Mapping[str, Any]
 Counted = Literal["examples", "answers", "tokens"]
@@ -37,6 +39,7 @@ FORMS: Mapping[str, Form] = {
     "list": "groups",
     "group": "groups",
     "token": "demonstrations",
+    "value": "groups",
 }
 # Losses of the library that a file of examples is not enough for.
 UNTRAINED = MappingProxyType(
@@ -48,15 +51,18 @@ UNTRAINED = MappingProxyType(
         "bvpo": "needs each answer with and without its reasoning trace",
         "nash_md": "needs samples of the policy, drawn while training",
         "otr": "needs samples of the policy at every token; dft is its expectation",
-        "ilql": "needs heads for values beside the model's",
     }
 )
 # What an objective computes itself, and what is chosen for it.
-_OWN = {"kto": ("baseline",), "a_star_po": ("value",)}
+_OWN = {"kto": ("baseline",), "a_star_po": ("value",), "ilql": ("target_q",)}
 _HIDDEN = {"pair": ("link", "residual", "against"), "list": ("residual",)}
 _MORE: Mapping[str, Mapping[str, tuple[float, str]]] = {
     "adpo": {"temperature": (0.5, "of the target law, softmax(standardised rewards / T)")},
     "a_star_po": {"temperature": (0.5, "of the value of a prompt, T log mean e^(r / T)")},
+    "ilql": {
+        "bc_weight": (1.0, "of the cross-entropy of the model's own head, which is decoded from"),
+        "polyak": (0.005, "how far the targets of Q move in an update"),
+    },
 }
 
 
@@ -104,12 +110,12 @@ class Objective:
     def least_answers(self) -> int:
         """How many answers a group must have: one where no rule compares answers."""
         alone = ("topr", "topr_token", "asymre", "psr", "nsr", "w_reinforce", "a_star_po")
-        return 1 if self.name in alone else 2
+        return 1 if self.name in alone or self.has_values else 2
 
     @property
     def counted(self) -> Counted:
         """What the sum of losses is divided by."""
-        if self.family == "token":
+        if self.family in ("token", "value"):
             return "tokens"
         if self.family == "group":
             return "tokens" if GROUP_METHODS[self.name].mode == "token_mean" else "answers"
@@ -136,6 +142,11 @@ class Objective:
     @property
     def needs_logits(self) -> bool:
         return self.family == "token"
+
+    @property
+    def has_values(self) -> bool:
+        """Whether it learns values of tokens, by heads beside the model's."""
+        return self.family == "value"
 
     @property
     def mismatched(self) -> bool:
@@ -194,6 +205,24 @@ class Objective:
         anchor = () if ref_logits is None else (ref_logits,)
         return METHODS["token"][self.name](logits, labels, mask, *anchor, **self.options)
 
+    def value_loss(
+        self,
+        logits: Tensor,
+        q: Tensor,
+        target_q: Tensor,
+        value: Tensor,
+        labels: Tensor,
+        mask: Tensor,
+        rewards: Tensor,
+    ) -> Tensor:
+        """Losses of tokens, 0 outside the mask: of their values, and of the policy's cloning."""
+        own = ("bc_weight", "polyak")
+        settings = {k: v for k, v in self.options.items() if k not in own}
+        values = METHODS["value"][self.name](
+            q, value, labels, mask, rewards, target_q=target_q, **settings
+        )
+        return values + float(self.options["bc_weight"]) * sft(logits, labels, mask)
+
 
 def baseline(mismatched: Scores) -> Tensor:
     """kto's z_0, a constant of the micro-batch."""
@@ -210,7 +239,7 @@ def names() -> dict[str, str]:
     """Method -> family, of what can be trained from a file."""
     found = {
         name: family
-        for family in ("pair", "unary", "list", "token")
+        for family in ("pair", "unary", "list", "token", "value")
         for name in METHODS[family]
         if name not in UNTRAINED
     }
@@ -266,6 +295,8 @@ def objective(name: str, given: Mapping[str, float | str] | None = None) -> Obje
                 f"{name} needs a value of {option}, for which no paper gives a default: "
                 f"--{option.replace('_', '-')} VALUE"
             )
+    if name == "ilql":
+        Ilql(**values)  # type: ignore[arg-type]  # whose check it is
     return Objective(name, known[name], {k: v for k, v in values.items() if v is not None})
 
 

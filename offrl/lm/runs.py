@@ -4,7 +4,7 @@
     checkpoints/            transformers' own, to continue from
     log.jsonl               what it logged
     reference.safetensors   where the reference's log-probabilities are stored
-    model/                  the trained model or adapter, and the tokenizer
+    model/                  the trained model or adapter, the tokenizer, and the values of ilql
 
 Everything of ours is safetensors or JSON. The state of the optimiser in a checkpoint is a file of
 torch, which transformers reads as tensors alone; continue only runs of your own all the same.
@@ -32,6 +32,7 @@ from offrl.lm.records import write_records
 from offrl.lm.scoring import agreement, ches_scores, score_answers, scored
 from offrl.lm.tokens import pad_of, tokenize
 from offrl.lm.trainer import LmTrainConfig, Plan, fit
+from offrl.lm.values import FILE, load_values, steered
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ def _plan(run: LmRun) -> Plan:
         columns=goal.columns,
         behavior=goal.needs_behavior,
         least_answers=goal.least_answers,
+        steps=goal.has_values,
     )
     _say("\n".join(examples.report.lines()))
     if run.strict and len(items) < len(examples.rows):
@@ -126,6 +128,9 @@ def _plan(run: LmRun) -> Plan:
         )
     elif is_adapted(model):
         raise ConfigError(f"{run.model} is an adapter; merge it into its model first")
+    if goal.has_values and (Path(run.model) / FILE).exists():
+        load_values(run.model, model)
+        _say(f"going on from the values of {run.model}")
     return Plan(model, goal, items, tokenizer, config, reference)
 
 
@@ -145,11 +150,15 @@ def score_file(given: Any) -> list[str]:
     device = there or torch.device("cpu")
     items = tokenize(examples, tokenizer, max_length=given.max_length, least_answers=1)
     pad, known, unlike = pad_of(tokenizer), [], None
-    for name in names:
+    for place, name in enumerate(names):
         model = load_model(name, given.precision)
         check_tokenizer(model, tokenizer, f"the model {name}")
+        by_values = given.beta is not None and place == 0
+        if by_values:
+            load_values(name, model)
         model.to(device)
-        known.append(score_answers(model, items, pad, given.micro_batch))
+        with steered(model, given.beta) if by_values else nullcontext():
+            known.append(score_answers(model, items, pad, given.micro_batch))
         if given.ches and unlike is None:
             unlike = ches_scores(model, items, pad, given.micro_batch)
     logps, reference = known[0], known[1] if len(known) > 1 else None
@@ -216,7 +225,7 @@ def _log(path: Path) -> Any:
     return Log()
 
 
-SHOWN = ("loss", "grad_norm", "logp", "log_ratio", "gap", "accuracy")
+SHOWN = ("loss", "grad_norm", "logp", "log_ratio", "gap", "accuracy", "q", "value")
 
 
 def _digest(path: Path) -> str:

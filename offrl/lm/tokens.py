@@ -44,6 +44,7 @@ class Item:
     reference: tuple[tuple[float, ...], ...] | None = None  # per token of each answer
     row: int = 0  # place among the examples
     kept: tuple[int, ...] = ()  # places of these answers among the example's
+    steps: tuple[tuple[float, ...], ...] | None = None  # token_rewards of each answer
 
 
 def tokenize(
@@ -54,14 +55,16 @@ def tokenize(
     columns: Sequence[str] = (),
     behavior: str = "no",
     least_answers: int = 2,
+    steps: bool = False,
 ) -> list[Item]:
     """The examples as tokens; what is dropped is counted in their report.
 
     `columns` are numbers of each example that the loss reads. `behavior` says whether the
     sampler's log-probabilities must be there for each token ("tokens"), at least as sums ("sums"),
-    are used where they are there ("if there"), or are not looked at ("no"). Raises DataError where
-    one of these is missing or fits the tokens of this tokenizer badly, or where nothing is left,
-    and ConfigError where the tokenizer cannot end an answer.
+    are used where they are there ("if there"), or are not looked at ("no"). With `steps` the
+    token_rewards of groups are read where they are there. Raises DataError where one of these is
+    missing or fits the tokens of this tokenizer badly, or where nothing is left, and ConfigError
+    where the tokenizer cannot end an answer.
     """
     if tokenizer.eos_token_id is None:
         raise ConfigError(
@@ -75,6 +78,8 @@ def tokenize(
     for number, row in enumerate(examples.rows, 1):
         place = f"{report.source}, usable example {number}"
         item = _item(row, tokenizer, place, columns, behavior)
+        if steps and isinstance(row, Group):
+            item = replace(item, steps=_steps(row, item, place))
         kept = _fitting(item, tokenizer, max_length, report, place)
         if not item.rewards and not kept:
             continue
@@ -177,6 +182,20 @@ def _behavior(
     return tuple(found)
 
 
+def _steps(row: Group, item: Item, place: str) -> tuple[tuple[float, ...], ...] | None:
+    """What the answers' tokens were worth by themselves; None where it is not told."""
+    if row.token_rewards is None:
+        return None
+    for i, (numbers, answer) in enumerate(zip(row.token_rewards, item.answers, strict=True)):
+        if len(numbers) != len(answer):
+            raise DataError(
+                f"{place}: answer {i + 1} has {len(numbers)} token_rewards and {len(answer)} "
+                "tokens by this tokenizer, the one that ends it included; there must be one for "
+                "each"
+            )
+    return row.token_rewards
+
+
 def _number(row: Example, name: str, place: str) -> float:
     value = row.record().get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
@@ -213,11 +232,13 @@ def _taking(item: Item, kept: list[int]) -> Item:
     if len(kept) == len(item.answers):
         return item
     behavior = None if item.behavior is None else tuple(item.behavior[i] for i in kept)
+    steps = None if item.steps is None else tuple(item.steps[i] for i in kept)
     return replace(
         item,
         answers=tuple(item.answers[i] for i in kept),
         rewards=tuple(item.rewards[i] for i in kept),
         behavior=behavior,
+        steps=steps,
     )
 
 
@@ -225,6 +246,15 @@ def pad_of(tokenizer: Any) -> int:
     """The id that fills rows; where there is none, another does: what it fills is masked."""
     pad = tokenizer.pad_token_id
     return int(tokenizer.eos_token_id if pad is None else pad)
+
+
+def _by_token(item: Item) -> list[tuple[float, ...]]:
+    """The reward of each token of each answer: its own, and at the last that of the answer."""
+    steps = item.steps or [(0.0,) * len(answer) for answer in item.answers]
+    return [
+        (*own[:-1], own[-1] + reward) if own else ()
+        for own, reward in zip(steps, item.rewards, strict=True)
+    ]
 
 
 # -- batches ------------------------------------------------------------------------------------
@@ -238,6 +268,7 @@ class Collator:
     place, member                     (example, answer): the row of each, and whether it exists
     ref_logp, old_logp                (row, token), 0 outside the mask, where known
     rewards (example, answer), label (example), columns by name (example)
+    token_rewards                     (row, token), the answer's reward at its last token, if wanted
     first                             the first place of any answer, before which nothing counts
     count                             items whose losses are added up
     """
@@ -245,6 +276,7 @@ class Collator:
     pad: int
     counted: str = "examples"
     mismatched: bool = False
+    token_rewards: bool = False
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
         widest = max(len(item.answers) for item in items)
@@ -268,6 +300,9 @@ class Collator:
             if getattr(items[0], name) is not None:
                 known = [logps for item in items for logps in getattr(item, name)]
                 batch[key] = self._beside(rows, known, batch["mask"].shape[1])
+        if self.token_rewards:
+            known = [numbers for item in items for numbers in _by_token(item)]
+            batch["token_rewards"] = self._beside(rows, known, batch["mask"].shape[1])
         if self.mismatched and len(items) > 1:
             others = [
                 (item.prompt, items[(i + 1) % len(items)].answers[0])

@@ -39,6 +39,15 @@ from offrl.lm.models import (
 from offrl.lm.objectives import Objective, baseline, summary
 from offrl.lm.scoring import with_reference
 from offrl.lm.tokens import Collator, Item, pad_of
+from offrl.lm.values import (
+    answer_states,
+    load_values,
+    save_values,
+    split_values,
+    values_of,
+    with_values,
+    without_values,
+)
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 Reference = Literal["auto", "copy", "adapter", "stored"]
@@ -52,7 +61,7 @@ class LmTrainConfig:
     epochs: float = 1.0  # passes over the data
     batch: int = 64  # examples of an update, over all processes
     micro_batch: int = 8  # examples of a device at a time
-    learning_rate: float = 1e-6  # AdamW's; some 1e-5 with LoRA
+    learning_rate: float = 1e-6  # AdamW's; some 1e-5 with LoRA, 1e-4 with ilql's new heads
     schedule: Literal["linear", "cosine", "constant"] = "linear"  # after the warm-up
     warmup: float = 0.1  # share of the updates
     weight_decay: float = 0.0  # AdamW's
@@ -122,6 +131,8 @@ def make_trainer(plan: Plan, out: Path) -> Any:
     _check(plan)
     if goal.form != "demonstrations":
         without_dropout(plan.model)
+    if goal.has_values:
+        with_values(plan.model)
     on_cpu = config.cpu or not torch.accelerator.is_available()
     steps_per_epoch = math.ceil(len(plan.items) / config.batch)
     steps = config.steps or math.ceil(config.epochs * steps_per_epoch)
@@ -148,6 +159,8 @@ def make_trainer(plan: Plan, out: Path) -> Any:
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_drop_last=goal.mismatched,
+        # Heads of values are no part of the model's output, so would be taken for unused.
+        ddp_find_unused_parameters=False if goal.has_values else None,
     )
     share = config.micro_batch * arguments.world_size
     if config.batch % share:
@@ -175,12 +188,14 @@ def make_trainer(plan: Plan, out: Path) -> Any:
         model=plan.model,
         args=arguments,
         train_dataset=items,
-        data_collator=Collator(pad, goal.counted, goal.mismatched),
+        data_collator=Collator(pad, goal.counted, goal.mismatched, goal.has_values),
         processing_class=plan.tokenizer,
     )
     # Whoever wants to see what is logged adds a callback that prints it.
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.take(goal, reference, kind, config.max_length)
+    if goal.has_values:
+        trainer.add_callback(_following(float(goal.options["polyak"])))
     return trainer
 
 
@@ -230,6 +245,19 @@ def _referring(model: nn.Module, bare: Any, other: Any) -> Iterator[tuple[nn.Mod
         yield model, core_of(bare)
 
 
+def _following(polyak: float) -> Any:
+    """A callback that moves the targets of the values after every update."""
+    base: Any = need("transformers").TrainerCallback
+
+    class Follow(base):  # type: ignore[misc]
+        def on_step_end(
+            self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
+        ) -> None:
+            values_of(model).follow(polyak)
+
+    return Follow()
+
+
 # -- the trainer --------------------------------------------------------------------------------
 
 
@@ -270,13 +298,32 @@ def _trainer_class() -> Any:
         ) -> Any:
             core = core_of(self.accelerator.unwrap_model(model))
             total = inputs["count"] if num_items_in_batch is None else num_items_in_batch
-            if self.goal.needs_logits:
+            if self.goal.has_values:
+                loss, outputs = self._value_loss(model, inputs, core)
+            elif self.goal.needs_logits:
                 loss, outputs = self._token_loss(model, inputs, core)
             else:
                 loss, outputs = self._sequence_loss(model, inputs, core)
             # The mean over processes that follows is of sums.
             loss = loss * self.accelerator.num_processes / total
             return (loss, outputs) if return_outputs else loss
+
+        def _value_loss(
+            self, model: nn.Module, inputs: dict[str, Any], core: nn.Module
+        ) -> tuple[Tensor, Any]:
+            logits, labels, mask, hidden = answer_states(model, inputs, core)
+            heads, rewards = values_of(core), inputs["token_rewards"][:, -labels.shape[1] :]
+            (q, value), target = heads(hidden), heads.target(hidden)
+            inside = mask != 0
+            logged = q.detach().gather(-1, labels[None, ..., None].expand(len(q), -1, -1, 1))
+            self._watch(
+                {
+                    "q": logged[..., 0].amin(0)[inside].mean(),
+                    "value": value.detach()[inside].mean(),
+                }
+            )
+            loss = self.goal.value_loss(logits, q, target, value, labels, mask, rewards)
+            return loss.sum(), logits
 
         def _token_loss(
             self, model: nn.Module, inputs: dict[str, Any], core: nn.Module
@@ -325,6 +372,25 @@ def _trainer_class() -> Any:
         def _watch(self, numbers: dict[str, Tensor]) -> None:
             for name, number in numbers.items():
                 self.watched.setdefault(name, []).append(number.detach())
+
+        def _save(self, output_dir: Any = None, state_dict: Any = None) -> None:
+            if not self.goal.has_values:
+                super()._save(output_dir, state_dict)
+                return
+            whole = self.model.state_dict() if state_dict is None else state_dict
+            heads, rest = split_values(whole)
+            super()._save(output_dir, rest)
+            if self.args.should_save:
+                save_values(heads, Path(output_dir or self.args.output_dir))
+
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+            if not self.goal.has_values:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+                return
+            within = self.model if model is None else model
+            with without_values(within):
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+            load_values(resume_from_checkpoint, within)
 
         def log(self, logs: dict[str, float], *more: Any) -> None:
             if "loss" in logs:

@@ -58,7 +58,7 @@ def plan_items(trainer: Any) -> list[Item]:
 def widened(batch: dict[str, Any], more: int) -> dict[str, Any]:
     """More padding on the right of every row, whose ids count for nothing."""
     wide = dict(batch)
-    for name in ("input_ids", "attention_mask", "mask", "ref_logp", "old_logp"):
+    for name in ("input_ids", "attention_mask", "mask", "ref_logp", "old_logp", "token_rewards"):
         if name in batch:
             fill = 7 if name == "input_ids" else 0
             wide[name] = torch.nn.functional.pad(batch[name], (0, more), value=fill)
@@ -168,7 +168,9 @@ def test_references_that_cannot_be(tmp_path: Path) -> None:
 # -- edges --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["dpo", "simpo", "adpo", "grpo", "dr_grpo", "rloo", "topr", "sft"])
+@pytest.mark.parametrize(
+    "name", ["dpo", "simpo", "adpo", "grpo", "dr_grpo", "rloo", "topr", "sft", "ilql"]
+)
 def test_an_answer_without_tokens_is_no_nan(name: str, tmp_path: Path) -> None:
     plan = tiny_lm.plan(name)
     items = list(plan.items)
@@ -252,7 +254,7 @@ def test_batches_that_do_not_divide(tmp_path: Path) -> None:
     [
         ("dop", {}, "did you mean 'dpo'"),
         ("xpo", {}, "samples of the reference"),
-        ("ilql", {}, "heads"),
+        ("ilql", {"expectile": 1.0}, r"expectile is 1.0; it must be in \(0, 1\)"),
         ("dpo", {"beto": 1.0}, "did you mean 'beta'"),
         ("sft", {"beta": 1.0}, "it has none"),
         ("copg", {}, "--beta VALUE"),

@@ -8,6 +8,7 @@ METHODS finds it by family and name:
     list      f(scores: Scores, rewards or target, member=None, **options) -> (*batch)
     unary     f(scores: Scores, label or preference, **options) -> (*batch)
     token     f(logits, labels, mask, ..., **options) -> (*batch, token)
+    value     f(q, value, labels, mask, rewards, target_q, **options) -> (*batch, token)
 
 A policy-gradient loss is put together of four, its weights first:
 
@@ -78,7 +79,8 @@ METHODS: MappingProxyType[str, MappingProxyType[str, Method]] = MappingProxyType
         "pair": _named(*_PAIRS, *_MORE_PAIRS),
         "list": _named(adpo, info_nca, nca, copg, copg_square, a_star_po),
         "unary": _named(kto, apo_zero_unpaired, nash_md),
-        "token": _named(sft, dft, asft, otr, ilql),
+        "token": _named(sft, dft, asft, otr),
+        "value": _named(ilql),
         "advantage": _named(
             advantages.centred,
             advantages.standardised,
