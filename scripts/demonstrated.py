@@ -5,7 +5,8 @@
     python scripts/demonstrated.py --draw                   # the page of the cells that exist
 
 Demonstrations of Fetch are a script's, as `offrl data collect --policy scripted` makes them; those
-of the door are a file of Adroit's. All networks of a task are of one size and trained alike.
+of the door are a file of Adroit's. Policies that generate chunks, and the regression beside them,
+have networks of one size in a task; energies have their own. All are trained for as many updates.
 Finished cells are skipped and unfinished ones resumed, as by scripts/results.py.
 """
 
@@ -32,10 +33,10 @@ PAGE = RESULTS / "demonstrated"
 FETCH, DOOR = "FetchReach-v4", "AdroitHandDoor-v1"
 EPISODES = {FETCH: 50, DOOR: 20}  # starts of the final evaluation
 COUNT = 40  # demonstrations of Fetch
-NETWORK = {"backbone": "film", "width": 128, "depth": 3, "lr": 1e-3, "batch_size": 128}
+NETWORK: Mapping[str, Any] = {"backbone": "film", "depth": 3, "lr": 1e-3}
 CHUNKS: Mapping[str, Mapping[str, Any]] = {
-    FETCH: {"history": 1, "horizon": 8, "execute": 4},
-    DOOR: {"history": 2, "horizon": 16, "execute": 8},
+    FETCH: {**NETWORK, "width": 128, "history": 1, "horizon": 8, "execute": 4},
+    DOOR: {**NETWORK, "width": 512, "history": 2, "horizon": 16, "execute": 8},
 }
 COMPARED: Mapping[str, Mapping[str, Any]] = {  # agent -> settings beside those of all
     "chunk_bc": {},
@@ -43,36 +44,54 @@ COMPARED: Mapping[str, Mapping[str, Any]] = {  # agent -> settings beside those 
     "flow_bc": {},
     "consistency_bc": {},
 }
+# Implicit BC as its authors have it on Adroit, with a smaller network; EBT learned from noised
+# chunks, which does best in scripts/energy.py.
+LANGEVIN: Mapping[str, Any] = {
+    **{"history": 1, "horizon": 1, "execute": 1, "width": 256, "depth": 8, "lr": 5e-4},
+    **{"method": "langevin", "negatives": 8, "candidates": 64, "rounds": 50, "penalty": 1.0},
+    **{"rate": 0.5, "shake": 0.5, "limit": 0.5},
+}
+DESCENT: Mapping[str, Any] = {
+    **{"backbone": "mlp", "width": 256, "depth": 4, "lr": 1e-3, "noised": 1.0, "sampler_steps": 8}
+}
+ENERGIES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    FETCH: {"ibc": LANGEVIN, "ebt": {**DESCENT, "history": 1, "horizon": 8, "execute": 4}},
+    DOOR: {"ibc": LANGEVIN, "ebt": {**DESCENT, "history": 2, "horizon": 16, "execute": 8}},
+}
+AGENTS = (*COMPARED, "ibc", "ebt")
 
 
 def section(folder: Path) -> list[str]:
     """A task's part of the page."""
-    names = [name for name in COMPARED if (folder / name / "cell.json").exists()]
+    names = [name for name in AGENTS if (folder / name / "cell.json").exists()]
     if not names:
         return []
-    config = read_json(learners(folder / names[0])[0] / "config.json")
-    data, own, train = config["dataset"], config["agent_config"], config["train"]
+    configs = {name: read_json(learners(folder / name)[0] / "config.json") for name in names}
+    config = configs[names[0]]
+    data, train = config["dataset"], config["train"]
     lines = [
         "",
         f"## {config['env']}",
         "",
         f"{data['episodes']} demonstrations, {data['steps']:,} steps, mean return "
-        f"{data['behaviour_return_mean']:.1f}. Backbone `{own['backbone']}` of {own['depth']} "
-        f"blocks of {own['width']} units, chunks of {own['horizon']} actions of which "
-        f"{own['execute']} are executed, {train['steps']:,} updates of {train['batch_size']} "
-        "windows.",
+        f"{data['behaviour_return_mean']:.1f}. {train['steps']:,} updates of "
+        f"{train['batch_size']} windows.",
         "",
-        "| agent | success, % | 95 % interval | return | 95 % interval | seeds |",
-        "|---|--:|--:|--:|--:|--:|",
+        "| agent | success, % | 95 % interval | return | 95 % interval | seeds | network "
+        "| actions of a plan | executed |",
+        "|---|--:|--:|--:|--:|--:|---|--:|--:|",
     ]
     for name in names:
         finals = [seed["final"] for seed in read_json(folder / name / "cell.json")["seeds"]]
         success, returns = ([f[key] for f in finals] for key in ("success_rate", "mean"))
         found = t_interval(returns)
         spread = "" if found is None else f"{found.low:.1f} to {found.high:.1f}"
+        own = configs[name]["agent_config"]
+        network = f"{own.get('backbone', 'mlp')}, {own['depth']} of {own['width']}"
         lines.append(
             f"| `{name}` | {percent(np.mean(success))} | {interval(success, percent)} "
-            f"| {np.mean(returns):.1f} | {spread} | {len(finals)} |"
+            f"| {np.mean(returns):.1f} | {spread} | {len(finals)} | {network} "
+            f"| {own['horizon']} | {own['execute']} |"
         )
     discussion = folder / "discussion.md"
     return lines + (["", discussion.read_text().strip()] if discussion.exists() else [])
@@ -99,7 +118,7 @@ def main() -> int:
     """Run missing cells, then draw."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--door", help="file of demonstrations of AdroitHandDoor-v1")
-    parser.add_argument("--agents", nargs="+", default=list(COMPARED), choices=list(COMPARED))
+    parser.add_argument("--agents", nargs="+", default=list(AGENTS), choices=list(AGENTS))
     add_training_arguments(parser)
     parser.set_defaults(steps=4_000, backend="eager", matmul="float32")
     options = parser.parse_args()
@@ -111,9 +130,10 @@ def main() -> int:
     if options.door and not options.draw:
         tasks[DOOR] = load_dataset(options.door)
     for env, data in tasks.items():
-        common = {**training_settings(options), "eval_every": options.steps, **NETWORK}
+        common = {**training_settings(options), "eval_every": options.steps, "batch_size": 128}
         for agent in options.agents:
-            settings = {**common, **CHUNKS[env], **COMPARED[agent]}
+            own = ENERGIES[env].get(agent) or {**CHUNKS[env], **COMPARED[agent]}
+            settings = {**common, **own}
             planned = plan(agent, data, env, "none", settings=settings)
             run_cell(planned, f"demonstrated/{env}/{agent}", EPISODES[env])
     draw(PAGE)
