@@ -28,7 +28,7 @@ from torch import Tensor
 from offrl.actors import LOG_STD_MIN, GaussianActor, SquashedGaussianActor
 from offrl.datasets.offline import OfflineDataset, Spec
 from offrl.datasets.replay import Replay, transitions
-from offrl.errors import ConfigError, DataError
+from offrl.errors import ConfigError, DataError, RunError
 from offrl.policy import PlanPolicy, Policy, load_policy
 from offrl.policy_format import HEADER, WEIGHTS, find
 from offrl.types import TaughtBatch
@@ -97,7 +97,10 @@ def teacher_of(path: str | os.PathLike[str], dataset: OfflineDataset) -> Policy:
     Raises RunError where there is none, ConfigError for one that needs more than the observation,
     and DataError where its observations or actions are not those of the dataset.
     """
-    policy = load_policy(path)
+    try:
+        policy = load_policy(path)
+    except RunError as error:
+        raise RunError(f"the teacher {error}") from None
     alone = type(policy) is Policy
     if isinstance(policy, PlanPolicy):
         alone = policy.execution.horizon == 1 and policy.execution.goal == 0

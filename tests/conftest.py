@@ -53,8 +53,9 @@ def _shape_checks(request: pytest.FixtureRequest) -> Iterator[None]:
 def _checked_dataclasses() -> set[Any]:
     """Those whose fields are checked: a graph in which one is made cannot hold the checks."""
     modules = [m for name, m in list(sys.modules.items()) if name.startswith("offrl")]
-    classes = {c for m in modules for c in vars(m).values() if isinstance(c, type)}
-    return {c for c in classes if is_dataclass(c) and hasattr(vars(c).get("__init__"), "__wrapped__")}
+    classes = {c for m in modules for c in vars(m).values() if is_dataclass(c)}
+    made = {c for c in classes if isinstance(c, type) and "__init__" in vars(c)}
+    return {c for c in made if hasattr(c.__init__, "__wrapped__")}
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
