@@ -86,9 +86,10 @@ class BESOConfig:
     ema: float = 0.999  # largest decay of the average
 
     def __post_init__(self) -> None:
-        check_intervals(self, history="[1, inf)", width="[1, inf)", depth="[1, inf)")
-        check_intervals(self, heads="[1, inf)", lr="(0, inf)", lr_decay="(0, 1]", ema="[0, 1]")
-        check_intervals(self, weight_decay="[0, inf)", guidance="(-inf, inf)")
+        counts = ("history", "goal_length", "sampler_steps", "levels", "width", "depth", "heads")
+        check_intervals(self, **dict.fromkeys(counts, "[1, inf)"), guidance="(-inf, inf)")
+        check_intervals(self, lr_decay="(0, 1]", weight_decay="[0, inf)", ema="[0, 1]")
+        check_intervals(self, goal_gamma="(0, 1)", goal_gap="[0, inf)", goal_dropout="[0, 1]")
         check_choice(self, "past", ("clean", "noised"))
         check_choice(self, "normalize", ("none", "zscore", "minmax"))
         check_choice(self, "process", ("edm", "ddpm"))
@@ -96,9 +97,7 @@ class BESOConfig:
         check_choice(self, "backbone", ("gpt", *MLP_BLOCKS))
         check_choice(self, "goals", ("uniform", "geometric", "final"))
         check_choice(self, "spacing", ("karras", "linear", "exponential"))
-        check_intervals(self, goal_gamma="(0, 1)", goal_gap="[0, inf)", goal_length="[1, inf)")
-        check_intervals(self, goal_dropout="[0, 1]", sampler_steps="[1, inf)", levels="[1, inf)")
-        positive = dict.fromkeys(("sigma_data", "sigma_min"), "(0, inf)")
+        positive = dict.fromkeys(("sigma_data", "sigma_min", "lr"), "(0, inf)")
         check_intervals(self, **positive, sigma_max=f"({self.sigma_min}, inf)")
         if self.process == "ddpm":
             check_intervals(self, sampler_steps=f"[1, {self.levels}]")

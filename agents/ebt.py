@@ -66,7 +66,7 @@ class EBTConfig(AveragedConfig):
     weight_decay: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.999
-    grad_norm: float = 1.0  # to which a gradient is cut; 0: not
+    grad_norm: float = 1.0  # at which gradients are cut; 0 cuts none
     stage: Literal["s1", "s2"] = "s1"
     descent_steps: int = 2  # N, in learning
     rate: float = 10.0  # r_0
@@ -83,13 +83,10 @@ class EBTConfig(AveragedConfig):
         super().__post_init__()
         check_choice(self, "backbone", ("transformer", "mlp"))
         check_choice(self, "stage", ("s1", "s2"))
-        check_intervals(
-            self,
-            **{"grad_norm": "[0, inf)", "descent_steps": "[1, inf)", "rate": "(0, inf)"},
-            **{"rate_spread": "[1, inf)", "langevin": "[0, inf)", "limit": "[0, inf)"},
-            **{"noised": "[0, 1]", "sampler_steps": "[1, inf)", "restarts": "[1, inf)"},
-            **{"flat": "[0, inf)", "still": "[0, inf)"},
-        )
+        counts = ("descent_steps", "rate_spread", "sampler_steps", "restarts")
+        check_intervals(self, **dict.fromkeys(counts, "[1, inf)"), rate="(0, inf)")
+        sizes = ("grad_norm", "langevin", "limit", "flat", "still")
+        check_intervals(self, **dict.fromkeys(sizes, "[0, inf)"), noised="[0, 1]")
         if self.backbone == "mlp":
             check_multiple(self, "depth", 2, "an mlp of blocks of two layers")
         else:

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from offrl.agent import Agent
-from offrl.checks import check_choice, check_intervals
+from offrl.checks import check_choice, check_intervals, check_that
 from offrl.chunks import (
     MLP_BLOCKS,
     BackboneName,
@@ -59,7 +59,6 @@ from offrl.datasets.replay import Replay
 from offrl.datasets.rollouts import digest
 from offrl.datasets.windows import Windows
 from offrl.denoising import matching_error
-from offrl.errors import ConfigError
 from offrl.generation import Generation
 from offrl.networks import Learners, learner_view
 from offrl.past_planner import Encoded, Encoder, PastPlanner, asked
@@ -102,16 +101,12 @@ class PTPConfig(ChunkConfig):
         check_intervals(self, past_steps=f"[-1, {self.history - 1}]", samples="[1, inf)")
         check_intervals(self, embedding="[0, inf)")
         check_choice(self, "sampler", ("ddpm", "ddim", "dpm2", "dpm3"))
-        if self.samples > 1 and (self.past_steps == 0 or self.history == 1):
-            raise ConfigError(
-                f"samples is {self.samples}, but past_steps {self.past_steps} and history "
-                f"{self.history} leave no past action to compare; set samples to 1"
-            )
-        if self.encoder and self.embedding:
-            raise ConfigError(
-                f"embedding is {self.embedding}, but the encoder of {self.encoder} says how many "
-                "features there are; leave embedding at 0"
-            )
+        no_past = self.past_steps == 0 or self.history == 1
+        few = f"past_steps {self.past_steps} and history {self.history} leave no past action to"
+        must = f"{few} compare; set samples to 1"
+        check_that(self, "samples", self.samples == 1 or not no_past, must)
+        must = f"the encoder of {self.encoder} has features of its own; leave embedding at 0"
+        check_that(self, "embedding", not (self.encoder and self.embedding), must)
 
 
 class PTP(Agent):
@@ -196,10 +191,8 @@ class PTP(Agent):
         return {"loss": self._error(self.average.net, batch, noise)}
 
     def policy(self, learner: int = 0, provenance: Mapping[str, Any] | None = None) -> PlanPolicy:
-        cfg, net, encoder = self.config, learner_view(self.average.net, learner), self.encoder
-        head = net
-        if isinstance(net, Encoded):
-            head, encoder = net.head, net.encoder
+        cfg, net = self.config, learner_view(self.average.net, learner)
+        head, encoder = (net.head, net.encoder) if isinstance(net, Encoded) else (net, self.encoder)
         sizes = {"obs_dim": self.obs_dim, "act_dim": self.act_dim, "horizon": cfg.horizon}
         how = {"past_steps": cfg.past_steps, "samples": cfg.samples}
         planner = PastPlanner(head, self.generation, encoder, **sizes, **how)

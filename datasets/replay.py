@@ -25,6 +25,7 @@ from offrl.streams import BLOCK, Stream
 from offrl.types import Batch, Sample
 
 STD_EPS = 1e-3  # added to the deviation of each component (TD3+BC, section 5)
+SMALLEST_STD = 1e-12  # of rewards, below which they count as constant
 RETURN_RANGE = 1000.0  # best return minus worst return after scaling (IQL, appendix A)
 
 
@@ -94,14 +95,16 @@ def transitions(
     reward_scale: float = 1.0,
     reward_shift: float = 0.0,
     reward_by_return_range: bool = False,
+    standardize_reward: bool = False,
 ) -> Replay:
     """The view that most agents use: one-step transitions.
 
     `normalize_obs` standardises observations by the dataset's own moments: of the observations at
     which actions were taken, and `normalize_with_next` of those that followed too. With
     `reward_by_return_range` rewards are first multiplied by 1000 / (best - worst return) of the
-    episodes; then `reward_scale` and `reward_shift` apply, in this order. Raises DataError where
-    there is no transition.
+    episodes, with `standardize_reward` they are brought to mean 0 and deviation 1; then
+    `reward_scale` and `reward_shift` apply, in this order. Raises DataError where there is no
+    transition.
     """
     if not len(dataset.transition_rows()):
         raise DataError(
@@ -116,6 +119,10 @@ def transitions(
         returns = dataset.returns()
         spread = float(returns.max() - returns.min())
         reward_scale *= RETURN_RANGE / spread if spread > 0 else 1.0
+    if standardize_reward:
+        reward = dataset.rows[dataset.transition_rows(), -3].astype(np.float64)
+        reward_scale /= max(float(reward.std(ddof=1)), SMALLEST_STD)
+        reward_shift -= reward_scale * float(reward.mean())
     middle, half = action_maps(dataset)
     return Replay(
         rows=torch.from_numpy(dataset.rows),

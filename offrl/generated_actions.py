@@ -40,6 +40,14 @@ class OneStep:
         return Execution(horizon=1)
 
 
+def check_generator(config: Any) -> None:
+    """Raise ConfigError unless what all generators of single actions have lies in its interval."""
+    counts = ("levels", "candidates", "width", "depth")
+    check_intervals(config, **dict.fromkeys(counts, "[1, inf)"))
+    check_intervals(config, temperature="[0, inf)", ema="[0, 1]", gamma="[0, 1)")
+    check_intervals(config, lr="(0, inf)", polyak="(0, 1]")
+
+
 @dataclass(frozen=True)
 class ImplicitGeneratorConfig(OneStep):
     """A generator of actions beside implicit values; each agent has its own defaults."""
@@ -64,10 +72,8 @@ class ImplicitGeneratorConfig(OneStep):
     reward_shift: float = 0.0
 
     def __post_init__(self) -> None:
-        counts = ("levels", "candidates", "width", "depth")
-        check_intervals(self, **dict.fromkeys(counts, "[1, inf)"))
-        check_intervals(self, temperature="[0, inf)", dropout="[0, 1)", ema="[0, 1]")
-        check_intervals(self, expectile="(0, 1)", gamma="[0, 1)", lr="(0, inf)", polyak="(0, 1]")
+        check_generator(self)
+        check_intervals(self, expectile="(0, 1)", dropout="[0, 1)")
         check_choice(self, "process", ("diffusion", "flow"))
         check_choice(self, "actor_schedule", ("cosine", "constant"))
 

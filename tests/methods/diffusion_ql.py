@@ -82,21 +82,24 @@ OTHER = {
 
 _AT = "agents.diffusion_ql.DiffusionQL"
 _ALL = "diffusion_ql-backup"
+_CRITIC_STEP = "self.minimize(self.critic_opt, self.critic_loss, batch, target, combine=self.clip)"
+_POLICY_STEP = "self.minimize(self.net_opt, self.policy_loss, batch, noise, combine=self.clip)"
 FAULTS = [
     *faults(
         f"{_AT}.update",
         _ALL,
         ("target = self.compute(self.target, batch, noise)", "target = 0.0 * batch.reward"),
-        ('cut = {"combine": self.clip}', 'cut = {"combine": lambda g, axes: g[0]}'),
-        ("self.minimize(self.critic_opt, self.critic_loss, batch, target, **cut)", "{}"),
-        ("metrics |= self.minimize(self.net_opt, self.policy_loss, batch, noise, **cut)", "pass"),
+        ("batch, target, combine=self.clip", "batch, target, combine=lambda g, axes: g[0]"),
+        ("batch, noise, combine=self.clip", "batch, noise, combine=lambda g, axes: g[0]"),
+        (
+            "self.minimize(self.critic_opt, self.critic_loss, batch, target, combine=self.clip)",
+            "{}",
+        ),
+        (f"metrics |= {_POLICY_STEP}", "pass"),
         ("self.critic_loss, batch, target", "self.critic_loss, batch, -target"),
         (
-            "metrics = self.minimize(self.critic_opt, self.critic_loss, batch, target, **cut)\n"
-            "        metrics |= self.minimize(self.net_opt, self.policy_loss, batch, noise, **cut)",
-            "metrics = self.minimize(self.net_opt, self.policy_loss, batch, noise, **cut)\n"
-            "        metrics |= "
-            "self.minimize(self.critic_opt, self.critic_loss, batch, target, **cut)",
+            f"metrics = {_CRITIC_STEP}\n        metrics |= {_POLICY_STEP}",
+            f"metrics = {_POLICY_STEP}\n        metrics |= {_CRITIC_STEP}",
         ),
         ("self.average.update(self.net)", "pass"),
         ("polyak_update(self.critic, self.critic_target, self.config.polyak)", "pass"),
@@ -164,11 +167,11 @@ FAULTS = [
         ('if self.config.lr_schedule == "cosine":', "if True:"),
     ),
     *faults(
-        f"{_AT}.view",
+        "datasets.replay.transitions",
         "diffusion_ql-backup",
-        ("if not self.config.standardize_reward:", "if True:"),
+        ("if standardize_reward:", "if False:"),
         ("ddof=1", "ddof=0"),
-        ("-float(reward.mean()) * scale", "-float(reward.mean())"),
+        ("reward_scale * float(reward.mean())", "float(reward.mean())"),
     ),
     *faults(
         f"{_AT}.__init__",
