@@ -31,7 +31,8 @@ Norm = Literal["none", "before", "after"]
 
 Activation = Literal["relu", "mish", "gelu"]
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
+    # In place, since what it is given is its layer's own and needed by nothing else.
+    "relu": partial(nn.ReLU, inplace=True),
     "mish": nn.Mish,
     "gelu": partial(nn.GELU, approximate="tanh"),  # as in flax
 }
@@ -113,10 +114,14 @@ class Linear(Stacked):
             weight, bias = weight[:members], bias[:members]
         if x.ndim == 2 and weight.ndim == 2:
             return torch.addmm(bias, x, weight)
-        if weight.ndim == 3:
-            return torch.baddbmm(bias, x.expand(weight.shape[0], -1, -1), weight)
-        y: Tensor = x @ weight + bias
-        return y
+        if x.ndim > weight.ndim:
+            y: Tensor = x @ weight + bias
+            return y
+        # One product for all members and learners, with the bias inside it.
+        stack = weight.shape[:-2]
+        x = x.expand(*stack, -1, -1).reshape(-1, *x.shape[-2:])
+        y = torch.baddbmm(bias.flatten(0, -3), x, weight.flatten(0, -3))
+        return y.reshape(*stack, *y.shape[-2:])
 
 
 class LayerNorm(Stacked):
@@ -138,8 +143,7 @@ class LayerNorm(Stacked):
         bias: Tensor = self.bias
         if members is not None:
             weight, bias = weight[:members], bias[:members]
-        y: Tensor = layer_norm(x, x.shape[-1:]) * weight + bias
-        return y
+        return torch.addcmul(bias, layer_norm(x, x.shape[-1:]), weight)
 
 
 class MLP(nn.Sequential):
