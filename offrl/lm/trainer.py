@@ -172,12 +172,16 @@ def make_trainer(plan: Plan, out: Path) -> Any:
     kind = _reference_kind(plan)
     items, pad, reference = list(plan.items), pad_of(plan.tokenizer), None
     if kind in ("copy", "stored"):
-        reference = plan.reference if plan.reference is not None else copy.deepcopy(plan.model)
-        reference.requires_grad_(False).eval().to(arguments.device)
+        reference = plan.reference
+        if reference is None and kind == "copy":
+            reference = copy.deepcopy(plan.model)
+        if reference is not None:
+            reference.requires_grad_(False).eval().to(arguments.device)
     if kind == "stored":
         path = out / "reference.safetensors"
+        asked = plan.model.to(arguments.device) if reference is None else reference
         with arguments.main_process_first():  # the others read what it writes
-            items = with_reference(items, reference, pad, config.micro_batch, path)
+            items = with_reference(items, asked, pad, config.micro_batch, path)
         reference = None
     if config.gradient_checkpointing:
         # After the reference was copied; not by re-entry, which needs inputs with a gradient.
