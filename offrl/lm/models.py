@@ -132,7 +132,7 @@ def answer_logps(model: nn.Module, batch: Batch, core: nn.Module) -> tuple[Tenso
     mask = batch["mask"][:, first:]
     inside = mask != 0
     labels = ids[:, first:][inside]
-    if _ends_with_head(model, batch, core):
+    if ends_with_head(model, batch, core):
         with _picking(core, inside, labels):
             picked = _head_output(model, batch, core)
     else:
@@ -179,7 +179,7 @@ def _picking(core: Any, inside: Tensor, labels: Tensor) -> Iterator[None]:
             head.forward = plain
 
 
-def _ends_with_head(model: nn.Module, batch: Batch, core: Any) -> bool:
+def ends_with_head(model: nn.Module, batch: Batch, core: Any) -> bool:
     """Whether logits are what the head gives: numbers that it is made to give come out as such.
 
     Some models scale or bound them afterwards.

@@ -29,7 +29,7 @@ from offrl.checks import check_intervals
 from offrl.divergences import at_least_float32
 from offrl.errors import ConfigError, DataError
 from offrl.lm.losses.tokens import ilql_logits
-from offrl.lm.models import answer_logits, core_of, frozen
+from offrl.lm.models import answer_logits, core_of, ends_with_head
 from offrl.optim import polyak_update, target_of
 
 FILE = "values.safetensors"
@@ -189,15 +189,9 @@ def _head_of(core: Any) -> Any:
 
 def _check_head(core: Any) -> None:
     """Raise ConfigError unless what the head makes of a state are the model's logits."""
-    head, made = _head_of(core), []
-    hook = head.register_forward_hook(lambda _, __, out: made.append(out))
-    ids = torch.zeros(1, 2, dtype=torch.long, device=head.weight.device)
-    try:
-        with frozen(core):
-            logits = core(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-    finally:
-        hook.remove()
-    if not made or not bool((logits == made[-1]).all()):
+    ids = torch.zeros(1, 2, dtype=torch.long, device=_head_of(core).weight.device)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if not ends_with_head(core, batch, core):
         raise ConfigError(
             f"{type(core).__name__} changes its logits after its output head, or makes them "
             "without it; ilql adds its advantages there, so it takes models whose logits are the "
