@@ -127,7 +127,7 @@ class ODICEIL(Agent):
         super().prepare(replay)
         if not isinstance(replay, Demonstrations) or replay.expert is None:
             raise DataError("odice_il needs a view with an expert's transitions, as `view` makes")
-        pairs = replay.batch(replay.expert)
+        pairs = replay.batch(replay.expert).to(self.obs_mean.device)
         self.expert_obs, self.expert_action = pairs.obs, pairs.action
         self.end_value.fill_(end_log_ratio(replay) / (1.0 - self.config.gamma))
 

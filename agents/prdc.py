@@ -87,7 +87,7 @@ class PRDC(Agent):
             self.config.beta,
             rows=replay.index.cpu(),
             cache_dir=cache_folder() / "neighbours",
-            device=replay.rows.device,
+            device=self.obs_mean.device,
         )
 
     def noise(self, batch_size: int) -> dict[str, tuple[int, ...]]:

@@ -47,6 +47,11 @@ class Replay:
     def __len__(self) -> int:
         return len(self.index)
 
+    @property
+    def nbytes(self) -> int:
+        """Of all tensors, wherever they are."""
+        return sum(x.nbytes for x in vars(self).values() if isinstance(x, Tensor))
+
     def to(self, where: torch.device | str | torch.dtype) -> "Replay":
         """On another device or in another float type."""
         names = ["rows", "obs_mean", "obs_std", "action_mid", "action_half"]

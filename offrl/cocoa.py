@@ -194,7 +194,7 @@ class Composition:
     def prepare(self, view: Callable[[], Batch]) -> None:
         """Learn the anchors from all transitions of a view, and work them out for each row."""
         if self.anchors is not None:
-            batch = view()
+            batch = view().to(next(self.anchors.buffers()).device)
             self.anchors.fit(batch, cache_folder() / "cocoa")
             self.table = AnchorTable(self.anchors, batch)
 

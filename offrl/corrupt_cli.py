@@ -22,11 +22,12 @@ from offrl.datasets.commands import add_data_arguments, load_from_arguments
 from offrl.datasets.corruption import ELEMENTS, MODES, Corruption, check_corruptible, corrupt
 from offrl.datasets.minari import write_minari
 from offrl.datasets.offline import OfflineDataset
+from offrl.devices import choose_device
 from offrl.errors import DataError, RunError
 from offrl.experiment import DataConfig, Plan, plan, resume_run, start_run
 from offrl.files import cache_folder, sole_use
 from offrl.networks import Learners
-from offrl.training import Interrupted, choose_device
+from offrl.training import Interrupted
 
 AGENT, CRITICS, SEED = "edac", 10, 0  # of the attacker; its seed is the same for every mask
 ATTACKER_STEPS = 100_000

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offrl.datasets.replay import Replay, Sampler
+from offrl.devices import sent
 from offrl.streams import BLOCK, NoiseStream, Stream
 from offrl.types import Noise
 
@@ -21,7 +22,8 @@ from offrl.types import Noise
 class Feed:
     """`at(step)` gives the batch and the noise of an update, for one learner or a stack.
 
-    The batch is of the type that the view makes: `Batch` for transitions.
+    The batch is of the type that the view makes: `Batch` for transitions. It is put together where
+    the view's rows are, and lies on `device`, which is there too unless given.
     """
 
     def __init__(
@@ -30,8 +32,10 @@ class Feed:
         seeds: Sequence[int],
         batch_size: int,
         noise_shapes: Mapping[str, tuple[int, ...]],
+        device: torch.device | None = None,
     ) -> None:
         self._replay = replay
+        self._device = replay.rows.device if device is None else device
         self._samplers = [Sampler(seed, len(replay), batch_size) for seed in seeds]
         self._chance = [Stream(seed, "view") for seed in seeds]
         self._batch_size = batch_size
@@ -47,19 +51,20 @@ class Feed:
         return self._batches[place], self._noises[place]
 
     def _draw(self, block: int) -> None:
-        device, dtype = self._replay.rows.device, self._replay.rows.dtype
-        places = _stack([s.block(block) for s in self._samplers]).to(device)
+        home, dtype = self._replay.rows.device, self._replay.rows.dtype
+        places = sent(_stack([s.block(block) for s in self._samplers]), home)
         shape = (BLOCK, self._batch_size)
         chances = [self._replay.draw(stream.block(block), shape) for stream in self._chance]
-        drawn = {name: _stack([c[name] for c in chances]).to(device) for name in chances[0]}
+        drawn = {name: sent(_stack([c[name] for c in chances]), home) for name in chances[0]}
         batch = self._replay.sample(self._replay.index[places], drawn)
-        columns = {f.name: getattr(batch, f.name).unbind(0) for f in fields(batch)}
+        columns = {f.name: sent(getattr(batch, f.name), self._device) for f in fields(batch)}
         kind = type(batch)
-        self._batches = [kind(**{k: v[i] for k, v in columns.items()}) for i in range(BLOCK)]
+        apart = {name: column.unbind(0) for name, column in columns.items()}
+        self._batches = [kind(**{k: v[i] for k, v in apart.items()}) for i in range(BLOCK)]
 
         normals = [stream.block(block) for stream in self._noise]
         noise = {
-            name: _stack([n[name] for n in normals]).to(device, dtype).unbind(0)
+            name: sent(_stack([n[name] for n in normals]).to(dtype), self._device).unbind(0)
             for name in normals[0]
         }
         self._noises = [{k: v[i] for k, v in noise.items()} for i in range(BLOCK)]

@@ -18,12 +18,12 @@ from offrl.arguments import Parser
 from offrl.datasets.commands import add_data_arguments, load_from_arguments
 from offrl.datasets.minari import write_minari
 from offrl.datasets.offline import OfflineDataset
+from offrl.devices import choose_device
 from offrl.errors import DataError, RunError
 from offrl.files import cache_folder, new_folder, read_json, write_json
 from offrl.policy import load_policy
 from offrl.policy_guidance import Guidance
 from offrl.synthesis import Generator, GeneratorConfig, with_source
-from offrl.training import choose_device
 
 WEIGHTS, LOSSES = "generator.safetensors", "losses.json"
 

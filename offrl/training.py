@@ -23,6 +23,7 @@ from offrl.callbacks import Callback
 from offrl.checks import check_choice, check_intervals
 from offrl.datasets.offline import OfflineDataset, Reference
 from offrl.datasets.replay import Replay
+from offrl.devices import choose_device, enough_memory, home_of
 from offrl.errors import ConfigError, RunError, near
 from offrl.evaluation import Evaluation, evaluate
 from offrl.feed import Feed
@@ -109,20 +110,22 @@ class Trainer:
         self.provenance = dict(provenance or {})
         self.root = root
         self.best_by = self._best_by(validation)
-        device, dtype = choose_device(config.device), getattr(torch, config.precision)
-        replay = agent.view(dataset)
+        self.device, dtype = choose_device(config.device), getattr(torch, config.precision)
+        replay = agent.view(dataset).to(dtype)
         self.fingerprint = replay.fingerprint
+        home = home_of(replay.nbytes, self.device)
         self.validation: Replay | None = None
         if validation is not None:
-            self.validation = _mapped_like(agent.view(validation), replay).to(device).to(dtype)
-        replay = replay.to(device).to(dtype)
-        agent.to(device, dtype)
-        move_rates(agent.optimizers().values(), device)
-        agent.backend = config.backend
-        agent.prepare(replay)
-        self._check_measures()
-        seeds = config.learner_seeds
-        self.feed = Feed(replay, seeds, config.batch_size, agent.noise(config.batch_size))
+            self.validation = _mapped_like(agent.view(validation), replay).to(dtype).to(home)
+        with enough_memory(self._remedy()):
+            replay = replay.to(home)
+            agent.to(self.device, dtype)
+            move_rates(agent.optimizers().values(), self.device)
+            agent.backend = config.backend
+            agent.prepare(replay)
+            self._check_measures()
+        seeds, noise = config.learner_seeds, agent.noise(config.batch_size)
+        self.feed = Feed(replay, seeds, config.batch_size, noise, self.device)
         self.meter = Meter()
         self.progress = [Progress([]) for _ in seeds]
         self.step = 0
@@ -152,8 +155,18 @@ class Trainer:
                 self._load()
             resume_at = self.step if resume else None
             logs = [opened.enter_context(closing(RunLog(f, resume_at))) for f in self.folders]
-            self._loop(logs)
+            with enough_memory(self._remedy()):
+                self._loop(logs)
             self._finish()
+
+    def _remedy(self) -> str:
+        cfg = self.config
+        seeds = f", --seeds (now {cfg.seeds})" if cfg.seeds > 1 else ""
+        return (
+            f"Begin a new run with a lower --batch-size (now {cfg.batch_size}){seeds} or smaller "
+            "networks, or on another --device; if other programs were using the GPU, wait for them "
+            "and continue with --resume"
+        )
 
     def _loop(self, logs: Sequence[RunLog]) -> None:
         steps, cfg, agent = self.config.steps, self.config, self.agent
@@ -175,7 +188,8 @@ class Trainer:
                     self._log_performance(logs, (self.step - began_at) / (now - began))
                     began, began_at = now, self.step
                 if self.step % cfg.eval_every == 0 or last:
-                    self._evaluate(logs, bar)
+                    with products_in("float32"):
+                        self._evaluate(logs, bar)
                     began, began_at = time.perf_counter(), self.step
                 if self.step % cfg.checkpoint_every == 0 or last or signals.received:
                     self._checkpoint(logs)
@@ -279,7 +293,7 @@ class Trainer:
         rows, seeds = self.validation.index, self.agent.learners.shape
         totals: dict[str, Tensor] = {}
         for chunk in torch.split(rows, VALIDATION_CHUNK):
-            batch = self.validation.sample(chunk.expand(*seeds, -1))
+            batch = self.validation.sample(chunk.expand(*seeds, -1)).to(self.device)
             for name, value in self.agent.validate(batch).items():
                 weighted = value * (len(chunk) / len(rows))
                 totals[name] = totals[name] + weighted if name in totals else weighted
@@ -291,7 +305,8 @@ class Trainer:
         if self.validation is None or not self.best_by.startswith("validation/"):
             return
         rows = self.validation.index[:1].expand(*self.agent.learners.shape, -1)
-        measured = [f"validation/{n}" for n in self.agent.validate(self.validation.sample(rows))]
+        batch = self.validation.sample(rows).to(self.device)
+        measured = [f"validation/{n}" for n in self.agent.validate(batch)]
         if self.best_by not in measured:
             raise ConfigError(
                 f"best_by is {self.best_by!r}, which {type(self.agent).__name__} does not measure"
@@ -365,7 +380,7 @@ class Trainer:
         like = next(self.agent.parameters())
         for name, (_, count) in states[0]["meter"].items():
             sums = [state["meter"][name][0] for state in states]
-            value = torch.tensor(sums, dtype=like.dtype, device=like.device)
+            value = torch.tensor(sums, dtype=like.dtype).to(like.device)
             self.meter.sums[name] = value.reshape(self.agent.learners.shape)
             self.meter.counts[name] = count
         self.step = step
@@ -398,23 +413,6 @@ class Trainer:
                 if isinstance(part, dict) and "eval/return" in part:
                     part["eval/score"] = float(self.reference.score(part["eval/return"]))
         return summary
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of this name; 'auto' is a GPU if there is one. ConfigError if it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.partition(":")[0] not in ("cpu", "cuda"):
-        raise ConfigError(f"there is no device {name!r}; use auto, cpu, cuda or cuda:N")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        first_line = str(error).splitlines()[0]
-        raise ConfigError(
-            f"device {name!r} cannot be used: {first_line}. --device auto takes what there is"
-        ) from None
-    return device
 
 
 def _mapped_like(view: Replay, train: Replay) -> Replay:
