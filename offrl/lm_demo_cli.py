@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="repetitions of everything (3)")
     parser.add_argument("--steps", type=int, default=100, help="updates of each method (100)")
     parser.add_argument("--sft-steps", type=int, default=300, help="updates before (300)")
-    parser.add_argument("--methods", help="names with commas between (a choice of six)")
+    parser.add_argument("--methods", help="names with commas between, ilql too (a choice of six)")
     given = parser.parse_args(argv)
     if given.out.exists():
         raise RunError(f"{given.out} exists already and is not overwritten; choose another --out")

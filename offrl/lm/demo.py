@@ -14,6 +14,7 @@ digits and say how the methods behave, not which is best for a large model.
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from offrl.lm.objectives import objective
 from offrl.lm.scoring import score_answers
 from offrl.lm.tokens import Item, pad_of, tokenize
 from offrl.lm.trainer import LmTrainConfig, Plan, fit
+from offrl.lm.values import steered
 
 # Method -> settings; rdpo is told the rate of wrong labels, as it assumes.
 METHODS: Mapping[str, Mapping[str, float | str]] = {
@@ -38,6 +40,8 @@ METHODS: Mapping[str, Mapping[str, float | str]] = {
     "adpo": {},
     "rloo": {},
 }
+# What can be asked for beside these. Targets follow as far in 100 updates as elsewhere in 1,000.
+MORE: Mapping[str, Mapping[str, float | str]] = {"ilql": {"polyak": 0.05, "cql_weight": 0.01}}
 METRICS = ("reward", "win", "kl")
 
 
@@ -58,6 +62,7 @@ class DemoConfig:
     batch: int = 32  # examples of an update
     sft_learning_rate: float = 2e-3
     learning_rate: float = 3e-4  # of the methods
+    beta: float = 16.0  # weight of the advantage where ilql decodes; 8 or 16 in its authors' runs
 
 
 def run(config: DemoConfig) -> list[dict[str, Any]]:
@@ -94,23 +99,26 @@ def _seed(config: DemoConfig, seed: int, folder: Path) -> list[dict[str, Any]]:
     for flips in config.flips:
         noisy, pairs = _turned(groups, flips, generator)
         for name in config.methods:
-            options = dict(METHODS.get(name, {}))
+            options = dict({**METHODS, **MORE}.get(name, {}))
             if name == "rdpo":
                 options["flip"] = flips
             goal = objective(name, options)
+            # New heads of values begin as the model did.
+            rate = config.sft_learning_rate if goal.has_values else config.learning_rate
             data = pairs if goal.form == "pairs" else noisy
             plan = Plan(
                 _copy(model),
                 goal,
                 _items(data, name, tokenizer),
                 tokenizer,
-                replace(train, steps=config.steps, learning_rate=config.learning_rate),
+                replace(train, steps=config.steps, learning_rate=rate),
                 model if goal.needs_reference else None,
             )
             mark: dict[str, Any] = {"seed": seed, "method": name, "flips": flips}
             records.append({**mark, "step": 0, **start})
             every = max(config.steps // config.points, 1)
-            fit(plan, folder, callbacks=[_measure(judge, seed, every, mark, records)])
+            beta = config.beta if goal.has_values else None
+            fit(plan, folder, callbacks=[_measure(judge, seed, every, mark, records, beta)])
             last = records[-1]
             numbers = ", ".join(f"{m} {last[m]:.3f}" for m in METRICS)
             print(f"seed {seed}, {flips:.0%} turned, {name}: {numbers}", flush=True)
@@ -217,7 +225,12 @@ class Judge:
 
 
 def _measure(
-    judge: Judge, seed: int, every: int, mark: dict[str, Any], records: list[dict[str, Any]]
+    judge: Judge,
+    seed: int,
+    every: int,
+    mark: dict[str, Any],
+    records: list[dict[str, Any]],
+    beta: float | None,
 ) -> Any:
     """A callback that measures the policy in the course of its training."""
     base: Any = need("transformers").TrainerCallback
@@ -227,7 +240,9 @@ def _measure(
             self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
         ) -> None:
             if state.global_step % every == 0:
-                records.append({**mark, "step": state.global_step, **judge(model, seed)})
+                with nullcontext() if beta is None else steered(model, beta):
+                    found = judge(model, seed)
+                records.append({**mark, "step": state.global_step, **found})
 
     return Measure()
 
