@@ -32,7 +32,7 @@ followed by pi_ref <- pi, and after it pi_ref stays.
 
 The paper's versions differ, and of its distillation no version's code was found. By the abstract
 of v3 a fixed anchor, the teacher, is best offline (HalfCheetah-v5: return 206.7, which is 387 % of
-that teacher's); that of v6 has 279.3 against -309.0 by plain distillation; v7 no longer speaks of
+that teacher's); that of v6 has 279.3 against -309.0 by plain distillation; v7's says nothing of
 it. How candidates are drawn, q's temperature, K and tau there are not known to us: they are this
 library's choice, and so are the recipe and what plain distillation is. The student's deviation
 does not depend on the state, a teacher's may; a teacher without a density, such as a

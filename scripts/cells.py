@@ -77,7 +77,12 @@ def cell_hash(record: Mapping[str, Any]) -> str:
         },
         sort_keys=True,
     )
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashlib.sha256(portable(text).encode()).hexdigest()[:12]
+
+
+def portable(text: str) -> str:
+    """With paths inside the checkout relative to it: a cell is the same wherever it is made."""
+    return text.replace(f"{ROOT}{os.sep}", "")
 
 
 def _in_use(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,7 +120,7 @@ def run_cell(
     targets, sources = (learner_folders(f, planned.train) for f in (target, folder))
     for path, source in zip(targets, sources, strict=True):
         path.mkdir(parents=True)
-        shutil.copy(source / "config.json", path)
+        (path / "config.json").write_text(portable((source / "config.json").read_text()))
         lines = (source / "metrics.csv").read_text().splitlines(keepends=True)
         kept = [line for line in lines if any(word in line for word in KEPT)]
         (path / "metrics.csv").write_text("".join(kept))
