@@ -131,6 +131,8 @@ def _plan(run: LmRun) -> Plan:
     if goal.has_values and (Path(run.model) / FILE).exists():
         load_values(run.model, model)
         _say(f"going on from the values of {run.model}")
+    elif goal.has_values and config.learning_rate < 1e-5:
+        _say(f"note: new heads learn little at a rate of {config.learning_rate:g}; 1e-4 is usual")
     return Plan(model, goal, items, tokenizer, config, reference)
 
 

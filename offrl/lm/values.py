@@ -5,11 +5,14 @@
     decode from   log pi(y_t) + beta (min_k Q'_k(y_t) - V)
 
 Each head is linear, ReLU, linear, twice as wide within: the authors' (ILQL, Snell et al., ICLR
-2023, arXiv:2206.11871). One transformer carries policy and values, so that decoding costs one pass
-and a cache, and Polyak's rule moves the heads alone. That is the authors' code with
-`seperate_policy` and `seperate_target` off; their published runs have three transformers, of which
-one clones, one has the values and one follows it. The policy is cloned by the model's own head on
-the same answers, with no weights of advantages, as in those runs (`beta` 0 there).
+2023, arXiv:2206.11871; read in their code). One transformer carries policy and values, so that
+decoding costs one pass and one cache, and Polyak's rule moves the heads alone. Their code can do
+so too, but their published runs have three transformers: one clones, one has the values, one
+follows it. The policy is the model's own head, cloned on the same answers without weights of
+advantages, as in those runs; its mean is over the answers' tokens, theirs over all.
+
+Published settings, on toxicity, Wordle and visual dialogue: expectile 0.6, 0.7, 0.8, cql_weight
+0.25, 1e-4, 1, beta 8, 16, 16, learning rate 1e-4, 1e-5, 1e-5, gamma 0.99 and polyak 0.005 in all.
 
 Heads are a child of the model while it is trained or decoded from, and a file of their own beside
 it, `values.safetensors`: the folder stays one that transformers reads as the cloned model.

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from offrl import cli
 from offrl.lm.data import load_examples
+from offrl.lm.demo import METRICS, DemoConfig, run
 from offrl.lm.losses import tokens as losses
 from offrl.lm.models import load_model
 from offrl.lm.objectives import objective
@@ -278,5 +279,22 @@ def test_what_it_cannot_use(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     # A reward that is no number is dropped with its answer, and counted.
     some = {**rows[0], "rewards": [math.nan, 0.0, 1.0]}
     write(folder / "groups.jsonl", [*rows[1:], some])
-    assert cli.main(words(folder, "run", "--steps", "1")) == 0
-    assert "answers dropped: 1, a reward is not a finite number" in capsys.readouterr().out
+    assert cli.main(words(folder, "run", "--steps", "1", "--learning-rate", "1e-6")) == 0
+    said = capsys.readouterr().out
+    assert "answers dropped: 1, a reward is not a finite number" in said
+    assert "new heads learn little at a rate of 1e-06" in said
+
+
+def test_the_demonstration_measures_the_policy_that_is_decoded_from() -> None:
+    small: dict[str, Any] = {
+        "seeds": 1,
+        "digits": 3,
+        "prompts": 8,
+        "flips": (0.0,),
+        "sft_steps": 2,
+        "points": 1,
+    }
+    small |= {"steps": 2, "judged": 8, "batch": 8, "methods": ("ilql",), "sft_learning_rate": 1e-2}
+    steered_far, plain = (run(DemoConfig(**small, beta=beta))[-1] for beta in (50.0, 0.0))
+    assert all(math.isfinite(steered_far[name]) for name in METRICS)
+    assert steered_far["kl"] != plain["kl"]
