@@ -28,9 +28,13 @@ anew at each update, so that labels are as many as there are updates.
 Departures: a step is an action, and its log-probability a density, so that u has no bound; the
 deviation of the policy is held above e^-5. KTO's z is the closed form for Gaussians of what its
 authors estimate from mismatched completions. copg and adpo are given what they regress on or
-distil in units of the segments' deviation. No paper states settings for these environments: the
-recipe's are those of this library. A beta suits a loss and a length: simpo averages over the steps
-and wants about `segment` times the beta of dpo.
+distil in units of the segments' deviation. A beta suits a loss and a length: simpo averages over
+the steps and wants about `segment` times the beta of dpo.
+
+No paper states settings for these environments; the recipe's are of probes of up to 10,000 updates.
+Trained on segments of 25 steps a hopper fell at once, on 100 it did not. At u = 0 dpo puts the mean
+beta segment / (2 bc_weight) of the way from rejected to preferred beyond the preferred: where that
+was 5, walkers fell; from 1.25 to 0.25 all were alike. No setting, nor cloning, moved a halfcheetah.
 """
 
 from collections.abc import Callable, Mapping
@@ -110,7 +114,10 @@ class Preference(Agent):
     measure = "preference_loss"
     actor: GaussianActor
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "locomotion": {"batch_size": 64, "steps": 100_000, "bc_weight": 1.0}
+        "locomotion": {
+            **{"batch_size": 4, "steps": 100_000},
+            **{"segment": 100, "clone": 0.3, "bc_weight": 10.0},
+        }
     }
 
     def __init__(self, spec: Spec, config: PreferenceConfig, learners: Learners) -> None:

@@ -1,7 +1,7 @@
 """A policy from preferences between segments alone, beside methods that are given rewards.
 
     python scripts/preferences.py                           # missing cells, then table and bars
-    python scripts/preferences.py --rows dpo dpo-20 --datasets hopper-medium-replay
+    python scripts/preferences.py --rows dpo dpo-20 --datasets walker2d-medium-replay
     python scripts/preferences.py --draw                    # the page of the cells that exist
 
 Of two segments the one of higher true return is preferred, and a share of the labels is wrong. The
@@ -29,7 +29,7 @@ from offrl.experiment import Plan, plan
 from offrl.files import read_json
 from offrl.plotting import COLOURS, PAPER
 
-DATASETS = ("halfcheetah-medium-replay",)
+DATASETS = ("hopper-medium-replay",)
 PAGE = RESULTS / "preferences"
 AGENT = "preference"
 

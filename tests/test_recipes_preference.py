@@ -22,7 +22,10 @@ def settings(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["hopper-medium-v2", "halfcheetah-medium-replay-v2", "Ant-v5"])
 def test_locomotion(name: str) -> None:
     found = settings(name)
-    expected = {"loss": "dpo", "beta": 0.1, "batch_size": 64, "steps": 100_000, "bc_weight": 1.0}
+    expected = {
+        **{"loss": "dpo", "beta": 0.1, "batch_size": 4, "steps": 100_000, "bc_weight": 10.0},
+        **{"segment": 100, "clone": 0.3, "flip": 0.0},
+    }
     assert {key: found[key] for key in expected} == expected
 
 
