@@ -244,6 +244,8 @@ def rates(sizes: Sizes, kind: str, pairs: int) -> dict[str, Any]:
     tokens, taken, apart = tokens_of(records(sizes)), [], 0.0
     with tempfile.TemporaryDirectory(prefix="offrl-benchmark-") as folder:
         sides = [Turns(make, sizes, kind, Path(folder) / n) for n, make in SIDES.items()]
+        # Adapters begin with random numbers.
+        sides[1].trainer.model.load_state_dict(sides[0].trainer.model.state_dict())
         for turn in range(pairs + 1):
             # Whoever is second finds warmer caches, so they change places.
             order = (0, 1) if turn % 2 else (1, 0)
@@ -276,10 +278,11 @@ def peak() -> int:
 
 def child(side: str, kind: str, sizes: Sizes, train: bool) -> int:
     """What a process of its own does: print its peak, after training or with the parts alone."""
-    for name in ("transformers", "accelerate", "peft") + ("trl", "datasets") * (side == "trl"):
+    # The whole of them: transformers and trl import their parts when they are first used.
+    for name in ("transformers.trainer", "transformers.models.llama.modeling_llama", "peft"):
         import_module(name)
     if side == "trl":
-        import_module("trl.trainer.dpo_trainer")
+        import_module("datasets"), import_module("trl.trainer.dpo_trainer")
     parts = model_of(sizes), tokenizer_of(sizes), records(sizes)
     with tempfile.TemporaryDirectory(prefix="offrl-benchmark-") as folder:
         if train:
