@@ -132,9 +132,9 @@ FAULTS = [
         "networks.LayerNorm.forward",
         BOTH,
         ("layer_norm(x, x.shape[-1:])", "x"),
-        ("* weight", ""),
-        ("+ bias", ""),
-        ("+ bias", "- bias"),
+        ("x.shape[-1:]), weight)", "x.shape[-1:]), torch.ones_like(weight))"),
+        ("addcmul(bias,", "addcmul(0 * bias,"),
+        ("addcmul(bias,", "addcmul(-bias,"),
     ),
 ]
 
