@@ -92,14 +92,18 @@ def dice_networks(
     )
 
 
-def forward_residual(agent: DICE, batch: Batch) -> Float[Tensor, "ensemble *seed batch"]:
-    """e_f of each value function; with the true gradient V(s') is its own and moves as well."""
+def forward_residual(
+    agent: DICE, batch: Batch, value: Float[Tensor, "ensemble *seed batch"]
+) -> Float[Tensor, "ensemble *seed batch"]:
+    """e_f of each value function, of which `value` is V(s).
+
+    With the true gradient V(s') is its own and moves as well.
+    """
     if agent.config.gradient == "true":
         next_value = agent.value(batch.next_obs)
     else:
         next_value = agent.value_target(batch.next_obs).amin(0, keepdim=True)
-    residual: Tensor = _target(agent, batch, next_value) - agent.value(batch.obs)
-    return residual
+    return _target(agent, batch, next_value) - value
 
 
 def backward_residual(agent: DICE, batch: Batch) -> Float[Tensor, "ensemble *seed batch"]:
@@ -120,7 +124,8 @@ def value_losses(agent: DICE, batch: Batch) -> tuple[Tensor, Metrics]:
     Each is the mean over the value functions.
     """
     weight, eta = agent.config.dual_weight, agent.config.eta
-    value, forward = agent.value(batch.obs), forward_residual(agent, batch)
+    value = agent.value(batch.obs)
+    forward = forward_residual(agent, batch, value)
     losses = [(1.0 - weight) * value, weight * chi_square_conjugate(forward)]
     if agent.config.gradient == "orthogonal":
         backward = backward_residual(agent, batch)
@@ -141,8 +146,8 @@ def merged_gradient(
 
 def policy_weight(agent: DICE, batch: Batch) -> Float[Tensor, "*seed batch"]:
     """w, the mean over the value functions."""
-    weight: Tensor = forward_residual(agent, batch).clamp(0.0, agent.config.max_weight).mean(0)
-    return weight
+    residual = forward_residual(agent, batch, agent.value(batch.obs))
+    return residual.clamp(0.0, agent.config.max_weight).mean(0)
 
 
 def weighted_regression(
