@@ -11,7 +11,7 @@ Soft actor-critic whose critics are pushed down where actions have no data and u
 
 a_j are n actions each of U(-1, 1), of pi(s) and of pi(s'), with the densities p that they were
 drawn from: CQL(H) by importance sampling, appendix F. Order within an update: the policy, its
-temperature w, the critics, the multiplier v, the target; each uses what was just stepped.
+temperature w, the critics, their target, the multiplier v; each uses what was just stepped.
 
 The recipes are those of the CORL library, the only ones with published scores on the v2 datasets;
 the authors ran v0 with alpha 5 or 10, 1e-4 for the policy and 40,000 steps of cloning, in which
@@ -35,8 +35,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from offrl.actors import SquashedGaussianActor
-from offrl.agent import Agent
 from offrl.checks import check_intervals
 from offrl.cocoa import CocoaConfig, Composition
 from offrl.critics import td_regression
@@ -44,19 +42,11 @@ from offrl.datasets.offline import Spec
 from offrl.datasets.replay import Replay
 from offrl.multipliers import Multiplier
 from offrl.networks import Learners
-from offrl.optim import adam, polyak_update
+from offrl.optim import adam
 from offrl.regularizers import log_sum_exp_gap
-from offrl.representation import critic_regression, held_out_error, with_beer
-from offrl.sac import (
-    SoftConfig,
-    best_target,
-    policy_steps,
-    proposals,
-    soft_actor_loss,
-    soft_networks,
-    soft_optimizers,
-    values_of_many,
-)
+from offrl.representation import with_beer
+from offrl.sac import SoftConfig, best_target, proposals, values_of_many
+from offrl.soft_agent import SoftAgent
 from offrl.types import Batch, Metrics, Noise
 
 LIMIT = 1e6  # of the multiplier
@@ -99,12 +89,11 @@ class CQLConfig(SoftConfig, CocoaConfig):
         )
 
 
-class CQL(Agent):
+class CQL(SoftAgent):
     """Soft actor-critic with values that are low where there are no data."""
 
     config: CQLConfig
     config_class = CQLConfig
-    actor: SquashedGaussianActor
     cloning: Tensor  # 1 while the policy is cloned, else 0
     suits = "dense rewards, any quality"
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -125,13 +114,8 @@ class CQL(Agent):
     }
 
     def __init__(self, spec: Spec, config: CQLConfig, learners: Learners) -> None:
-        super().__init__(spec, config, learners)
-        sizes = self.obs_dim, self.act_dim, config.hidden
-        self.actor, self.critic, self.temperature, self.critic_target = soft_networks(
-            *sizes, learners, 2, config.extra_critic_layers, config
-        )
+        super().__init__(spec, config, learners, 2, config.extra_critic_layers, config)
         self.composition = Composition(self.actor)
-        self.actor_opt, self.temperature_opt, self.critic_opt = soft_optimizers(self)
         if config.lagrange:
             self.multiplier = Multiplier(learners, LIMIT)
             self.multiplier_opt = adam(self.multiplier.parameters(), config.lr)
@@ -155,16 +139,15 @@ class CQL(Agent):
 
     def update(self, batch: Batch, noise: Noise, phase: int) -> Metrics:
         batch = self.composition.rows(batch)
-        metrics = policy_steps(self, batch, noise["draw"])
-        metrics |= self.minimize(self.critic_opt, self.critic_loss, batch, noise)
+        metrics = self.policy_steps(batch, noise["draw"])
+        metrics |= self.critic_steps(batch, noise)
         if self.config.lagrange:
             gap = metrics["gap"]
             metrics |= self.minimize(self.multiplier_opt, self.multiplier_loss, gap)
-        polyak_update(self.critic, self.critic_target, self.config.polyak)
         return metrics
 
     def actor_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Metrics]:
-        loss, metrics = soft_actor_loss(self, batch, noise)
+        loss, metrics = super().actor_loss(batch, noise)
         if self.config.bc_steps:
             log_prob = self.actor.log_prob(batch.obs, batch.action).mean(-1)
             loss = loss + self.cloning * (metrics["q"] - log_prob)
@@ -176,24 +159,24 @@ class CQL(Agent):
             target = best_target(self, batch, noise["next_draw"], cfg.backup_entropy)
             action, log_density = proposals(self, batch, noise)
             weight = self.multiplier() if cfg.lagrange else 1.0
-        # The logged action goes first, so that the critics are passed once for everything.
-        together = torch.cat([batch.action.unsqueeze(-3), action], -3)
-        q = values_of_many(self.critic, batch.obs, together)
-        data, sampled = q[..., 0, :], q[..., 1:, :]
+        features = self.critic.features(batch.obs, batch.action)
+        data = self.critic.read(features)
+        sampled = values_of_many(self.critic, batch.obs, action)
         if not cfg.importance_sampling:
-            sampled, log_density = q, torch.zeros_like(q[0])
+            sampled = torch.cat([data.unsqueeze(-2), sampled], -2)
+            log_density = torch.zeros_like(sampled[0])
         gap = log_sum_exp_gap(sampled, log_density, data, cfg.lse_temperature)
         gap = gap.clamp(cfg.clip_low, cfg.clip_high).mean(-1)
-        loss, metrics = with_beer(self, batch, *td_regression(data, target))
+        loss, metrics = with_beer(self, batch, features, *td_regression(data, target))
         return loss + cfg.alpha * weight * gap.sum(0), {**metrics, "gap": gap.mean(0)}
 
     def multiplier_loss(self, gap: Tensor) -> tuple[Tensor, Metrics]:
         violation = self.config.alpha * (gap - self.config.target_gap)
         return self.multiplier.ascent(violation), {"multiplier": self.multiplier()}
 
-    def validate(self, batch: Batch) -> Metrics:
-        batch = self.composition.anew(batch)
+    def held_out_target(self, batch: Batch) -> Tensor:
         mode = torch.zeros_like(batch.action).unsqueeze(-3)
-        target = best_target(self, batch, mode, self.config.backup_entropy)
-        loss = critic_regression(self, batch, target)
-        return {**super().validate(batch), **held_out_error(loss)}
+        return best_target(self, batch, mode, self.config.backup_entropy)
+
+    def validate(self, batch: Batch) -> Metrics:
+        return super().validate(self.composition.anew(batch))

@@ -26,27 +26,15 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from offrl.actors import SquashedGaussianActor
-from offrl.agent import Agent
 from offrl.checks import check_intervals
 from offrl.critics import td_regression
 from offrl.datasets.offline import Spec
 from offrl.networks import Learners
 from offrl.regularizers import ensemble_diversity
 from offrl.representation import with_beer
-from offrl.sac import (
-    SoftConfig,
-    critic_steps,
-    policy_steps,
-    soft_actor_loss,
-    soft_held_out,
-    soft_networks,
-    soft_noise,
-    soft_optimizers,
-    soft_target,
-    value_and_slope,
-)
-from offrl.types import Batch, Metrics, Noise
+from offrl.sac import SoftConfig, soft_target, value_and_slope
+from offrl.soft_agent import SoftAgent
+from offrl.types import Batch, Metrics
 
 
 @dataclass(frozen=True)
@@ -61,12 +49,11 @@ class EDACConfig(SoftConfig):
         check_intervals(self, ensemble="[2, inf)", eta="[0, inf)")
 
 
-class EDAC(Agent):
+class EDAC(SoftAgent):
     """Soft actor-critic, pessimistic by the minimum of critics that must differ."""
 
     config: EDACConfig
     config_class = EDACConfig
-    actor: SquashedGaussianActor
     suits = "dense rewards, wide coverage"
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "halfcheetah": {"ensemble": 10, "eta": 1.0},
@@ -80,28 +67,11 @@ class EDAC(Agent):
     }
 
     def __init__(self, spec: Spec, config: EDACConfig, learners: Learners) -> None:
-        super().__init__(spec, config, learners)
-        self.actor, self.critic, self.temperature, self.critic_target = soft_networks(
-            self.obs_dim, self.act_dim, config.hidden, learners, config.ensemble
-        )
-        self.actor_opt, self.temperature_opt, self.critic_opt = soft_optimizers(self)
-
-    def noise(self, batch_size: int) -> dict[str, tuple[int, ...]]:
-        return soft_noise(self, batch_size)
-
-    def update(self, batch: Batch, noise: Noise, phase: int) -> Metrics:
-        metrics = policy_steps(self, batch, noise["draw"])  # on L_pi, L_w
-        return metrics | critic_steps(self, batch, noise["next_draw"])  # on L_Q, and Q' to Q
-
-    def actor_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Metrics]:
-        return soft_actor_loss(self, batch, noise)
+        super().__init__(spec, config, learners, critics=config.ensemble)
 
     def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Metrics]:
         target = soft_target(self, batch, noise)
-        q, slope = value_and_slope(self.critic, batch.obs, batch.action)
-        loss, metrics = with_beer(self, batch, *td_regression(q, target))
+        q, slope, features = value_and_slope(self.critic, batch.obs, batch.action)
+        loss, metrics = with_beer(self, batch, features, *td_regression(q, target))
         diversity = ensemble_diversity(slope).mean(-1)
         return loss + self.config.eta * diversity, {**metrics, "diversity": diversity}
-
-    def validate(self, batch: Batch) -> Metrics:
-        return {**super().validate(batch), **soft_held_out(self, batch)}

@@ -173,10 +173,11 @@ class RIQL(Agent):
         return loss, {"value": value.mean(-1)}
 
     def critic_loss(self, batch: Batch, target: Tensor) -> tuple[Tensor, Metrics]:
-        q = self.critic(batch.obs, batch.action)
+        features = self.critic.features(batch.obs, batch.action)
+        q = self.critic.read(features)
         loss = huber_loss(target - q, self.config.sigma).mean(0).mean(-1)
         metrics = {"q_data": q[0].mean(-1), "target": target.mean(-1)}
-        return with_beer(self, batch, loss, metrics, 1.0 / self.config.critics)
+        return with_beer(self, batch, features, loss, metrics, 1.0 / self.config.critics)
 
     def actor_loss(self, batch: Batch, advantage: Tensor) -> tuple[Tensor, Metrics]:
         weight = advantage_weight(advantage, self.config.beta, self.config.max_weight)

@@ -22,24 +22,13 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from offrl.actors import SquashedGaussianActor
-from offrl.agent import Agent
 from offrl.checks import check_intervals
 from offrl.datasets.offline import Spec
 from offrl.networks import Learners
 from offrl.representation import critic_regression
-from offrl.sac import (
-    SoftConfig,
-    critic_steps,
-    policy_steps,
-    soft_actor_loss,
-    soft_held_out,
-    soft_networks,
-    soft_noise,
-    soft_optimizers,
-    soft_target,
-)
-from offrl.types import Batch, Metrics, Noise
+from offrl.sac import SoftConfig, soft_target
+from offrl.soft_agent import SoftAgent
+from offrl.types import Batch, Metrics
 
 
 @dataclass(frozen=True)
@@ -53,12 +42,11 @@ class SACNConfig(SoftConfig):
         check_intervals(self, ensemble="[1, inf)")
 
 
-class SACN(Agent):
+class SACN(SoftAgent):
     """Soft actor-critic, pessimistic by the minimum of many critics."""
 
     config: SACNConfig
     config_class = SACNConfig
-    actor: SquashedGaussianActor
     suits = "dense rewards, wide coverage"
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "halfcheetah": {"ensemble": 10},
@@ -69,24 +57,7 @@ class SACN(Agent):
     }
 
     def __init__(self, spec: Spec, config: SACNConfig, learners: Learners) -> None:
-        super().__init__(spec, config, learners)
-        self.actor, self.critic, self.temperature, self.critic_target = soft_networks(
-            self.obs_dim, self.act_dim, config.hidden, learners, config.ensemble
-        )
-        self.actor_opt, self.temperature_opt, self.critic_opt = soft_optimizers(self)
-
-    def noise(self, batch_size: int) -> dict[str, tuple[int, ...]]:
-        return soft_noise(self, batch_size)
-
-    def update(self, batch: Batch, noise: Noise, phase: int) -> Metrics:
-        metrics = policy_steps(self, batch, noise["draw"])  # on L_pi, L_w
-        return metrics | critic_steps(self, batch, noise["next_draw"])  # on L_Q, and Q' to Q
-
-    def actor_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Metrics]:
-        return soft_actor_loss(self, batch, noise)
+        super().__init__(spec, config, learners, critics=config.ensemble)
 
     def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Metrics]:
         return critic_regression(self, batch, soft_target(self, batch, noise))
-
-    def validate(self, batch: Batch) -> Metrics:
-        return {**super().validate(batch), **soft_held_out(self, batch)}

@@ -26,7 +26,7 @@ Objective = Callable[..., tuple[Tensor, Metrics]]
 
 
 class Agent(nn.Module, ABC):
-    """Base of all agents. One level deep: agents derive from this and from nothing else.
+    """Base of all agents, none of which derives from another.
 
     Networks are submodules and optimisers are plain attributes, so checkpoints find every
     network, target and optimiser by walking the agent, with nothing to remember. An agent holds

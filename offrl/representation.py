@@ -49,8 +49,7 @@ def critic_regression(
 ) -> tuple[Float[Tensor, "*seed"], Metrics]:
     """`td_regression` of the agent's critics to this target, with BEER's term; they pass once."""
     features = agent.critic.features(batch.obs, batch.action)
-    plain = td_regression(agent.critic.read(features), target)
-    return with_beer(agent, batch, *plain, features=features)
+    return with_beer(agent, batch, features, *td_regression(agent.critic.read(features), target))
 
 
 def held_out_error(regression: tuple[Float[Tensor, "*seed"], Metrics]) -> Metrics:
@@ -62,16 +61,16 @@ def held_out_error(regression: tuple[Float[Tensor, "*seed"], Metrics]) -> Metric
 def with_beer(
     agent: Regularised,
     batch: Batch,
+    features: Float[Tensor, "ensemble *seed batch features"],
     loss: Float[Tensor, "*seed"],
     metrics: Metrics,
     share: float = 1.0,
-    features: Float[Tensor, "ensemble *seed batch features"] | None = None,
 ) -> tuple[Float[Tensor, "*seed"], Metrics]:
     """The critics' loss and its metrics, with BEER's term where `config.beer` is not 0.
 
-    The loss is one that is summed over the critics: each critic's own gets its own penalty.
-    `share` is what such a loss has of each, 1 / K where it is the mean of K. `features` are
-    those of (s, a), where they are known.
+    `features` are those of (s, a), from which the loss was read: the critics pass once. The loss
+    is one that is summed over the critics: each critic's own gets its own penalty. `share` is
+    what such a loss has of each, 1 / K where it is the mean of K.
     """
     if not agent.config.beer:
         return loss, metrics
@@ -90,16 +89,15 @@ def measured_representation(agent: Any, batch: Batch) -> Metrics:
 
 
 def _penalty(
-    agent: Regularised, batch: Batch, features: Tensor | None
+    agent: Regularised, batch: Batch, features: Float[Tensor, "ensemble *seed batch features"]
 ) -> tuple[Float[Tensor, "*seed batch"], Metrics]:
     with torch.no_grad():
         next_action = agent.actor.mode(batch.next_obs)
         target_actor = getattr(agent, "actor_target", agent.actor)
         target_action = target_actor.mode(batch.next_obs)
     return beer_penalty(
-        *(agent.critic, agent.critic_target, batch, next_action, target_action),
+        *(agent.critic, agent.critic_target, batch, features, next_action, target_action),
         agent.config.gamma,
-        features,
     )
 
 
@@ -138,20 +136,17 @@ def beer_penalty(
     critic: Critic,
     critic_target: Critic,
     batch: Batch,
+    features: Float[Tensor, "ensemble *seed batch features"],
     next_action: Float[Tensor, "*seed batch act"],
     target_action: Float[Tensor, "*seed batch act"],
     gamma: float,
-    features: Float[Tensor, "ensemble *seed batch features"] | None = None,
 ) -> tuple[Float[Tensor, "*seed batch"], Metrics]:
     """BEER's penalty per sample, summed over the ensemble, and what to report of it.
 
-    `next_action` is the policy's at s', which the online critic sees, `target_action` the one
-    that its target sees; `features` are phi(s, a), where they are known. The gradient passes
-    through them in the cosine alone. Reported are the first member's mean cosine and bound over
-    the batch.
+    `features` are phi(s, a); `next_action` is the policy's at s', which the online critic sees,
+    `target_action` the one that its target sees. The gradient passes through the features in
+    the cosine alone. Reported are the first member's mean cosine and bound over the batch.
     """
-    if features is None:
-        features = critic.features(batch.obs, batch.action)
     with torch.no_grad():
         target_features = critic_target.features(batch.next_obs, target_action)
         next_features = critic.features(batch.next_obs, next_action)

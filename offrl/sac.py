@@ -6,31 +6,33 @@
     L_Q  = sum_i E[ (Q_i(s, a) - y)^2 ]
 
 w is the temperature, one number that is learned. The policy is a squashed Gaussian. These are
-functions of an agent that has these networks; the agent says in which order they are used.
+functions of an agent that has these networks; `offrl.soft_agent` says in which order they are
+used.
 Source: SAC (Haarnoja et al., 2018, arXiv:1812.05905, algorithm 1).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.optim import Adam
 
 from offrl.actors import SquashedGaussianActor
 from offrl.checks import check_intervals
 from offrl.cocoa import CocoaConfig, policy_trunk, value_trunk
-from offrl.critics import Critic, StateActionTrunk, td_regression
+from offrl.critics import Critic, StateActionTrunk
 from offrl.losses import td_target
 from offrl.multipliers import Multiplier
 from offrl.networks import Init, Learners
-from offrl.optim import adam, polyak_update, target_of
-from offrl.representation import held_out_error
+from offrl.optim import target_of
 from offrl.types import Batch, Metrics, Noise
 
+# Actions of a state that a processor puts through a critic at a time: the layers' outputs, which
+# the gradient needs again, then fit its cache and are not given back to the system each time.
+AT_ONCE = 5
 # Those of rlkit, on which the authors of CQL and of EDAC built.
 ACTOR_INIT = Init(hidden_bias=0.1, last=1e-3)
 CRITIC_INIT = Init(hidden_bias=0.1, last=3e-3)
@@ -81,21 +83,6 @@ class Soft(Protocol):
     def temperature(self) -> Multiplier: ...
 
 
-class SoftAgent(Soft, Protocol):
-    """Such an agent when it can take steps, on losses of the policy and of the critics."""
-
-    actor_opt: Adam
-    temperature_opt: Adam
-    critic_opt: Adam
-
-    @property
-    def actor_loss(self) -> Callable[..., tuple[Tensor, Metrics]]: ...
-    @property
-    def critic_loss(self) -> Callable[..., tuple[Tensor, Metrics]]: ...
-    @property
-    def minimize(self) -> Callable[..., Metrics]: ...
-
-
 def soft_networks(
     obs_dim: int,
     act_dim: int,
@@ -107,9 +94,7 @@ def soft_networks(
 ) -> tuple[SquashedGaussianActor, Critic, Multiplier, Critic]:
     """Policy, critics, temperature and the critics' target.
 
-    Critics have `extra` hidden layers more than the policy.
-
-    Both look at states as `cocoa` says.
+    Critics have `extra` hidden layers more than the policy. Both look at states as `cocoa` says.
     """
     deep = [*hidden, *[hidden[-1]] * extra]
     cocoa = cocoa or CocoaConfig()
@@ -119,44 +104,6 @@ def soft_networks(
     critics = value_trunk(cocoa, *sizes, deep, learners, (ensemble,), CRITIC_INIT)
     critic = Critic(*sizes, deep, learners, ensemble, critics, init=CRITIC_INIT)
     return actor, critic, Multiplier(learners), target_of(critic)
-
-
-def soft_optimizers(agent: Soft) -> tuple[Adam, Adam, Adam]:
-    """Of the policy, of its temperature, and of the critics."""
-    cfg = agent.config
-    return (
-        adam(agent.actor.parameters(), cfg.actor_lr),
-        adam(agent.temperature.parameters(), cfg.actor_lr),
-        adam(agent.critic.parameters(), cfg.lr),
-    )
-
-
-def soft_noise(agent: Soft, batch_size: int) -> dict[str, tuple[int, ...]]:
-    """Of the policy's actions at s and at s', for one learner."""
-    shape = (batch_size, agent.act_dim)
-    return {"draw": shape, "next_draw": shape}
-
-
-def policy_steps(
-    agent: SoftAgent, batch: Batch, noise: Float[Tensor, "*seed batch act"]
-) -> Metrics:
-    """A step of the policy, then one of its temperature with the same actions."""
-
-    def temperature_loss(log_prob: Tensor) -> tuple[Tensor, Metrics]:
-        return soft_temperature_loss(agent, log_prob)
-
-    metrics = agent.minimize(agent.actor_opt, agent.actor_loss, batch, noise)
-    log_prob = metrics["log_prob"]
-    return metrics | agent.minimize(agent.temperature_opt, temperature_loss, log_prob)
-
-
-def critic_steps(
-    agent: SoftAgent, batch: Batch, noise: Float[Tensor, "*seed batch act"]
-) -> Metrics:
-    """A step of the critics, then one of their target towards them."""
-    metrics = agent.minimize(agent.critic_opt, agent.critic_loss, batch, noise)
-    polyak_update(agent.critic, agent.critic_target, agent.config.polyak)
-    return metrics
 
 
 def soft_actor_loss(
@@ -194,12 +141,6 @@ def soft_target(
     return td_target(batch.reward, batch.mask, value, agent.config.gamma)
 
 
-def soft_held_out(agent: Soft, batch: Batch) -> Metrics:
-    """TD error and mean Q on held-out transitions, at a' = tanh of the policy's mean at s'."""
-    target = soft_target(agent, batch, torch.zeros_like(batch.action))
-    return held_out_error(td_regression(agent.critic(batch.obs, batch.action), target))
-
-
 def best_target(
     agent: Soft, batch: Batch, noise: Float[Tensor, "*seed n batch act"], entropy: bool
 ) -> Float[Tensor, "*seed batch"]:
@@ -233,18 +174,28 @@ def values_of_many(
     obs: Float[Tensor, "*seed batch obs"],
     actions: Float[Tensor, "*seed n batch act"],
 ) -> Float[Tensor, "ensemble *seed n batch"]:
-    """Q of n actions for each observation, in one pass over n batch rows."""
-    repeated = obs.unsqueeze(-3).expand(*actions.shape[:-1], -1)
-    q: Tensor = critic(repeated.flatten(-3, -2), actions.flatten(-3, -2))
-    return q.reshape(*q.shape[:-1], actions.shape[-3], -1)
+    """Q of n actions for each observation, as many rows of the batch to the critic."""
+    at_once = AT_ONCE if actions.device.type == "cpu" else actions.shape[-3]
+    found = []
+    for some in torch.split(actions, at_once, -3):
+        repeated = obs.unsqueeze(-3).expand(*some.shape[:-1], -1)
+        q: Tensor = critic(repeated.flatten(-3, -2), some.flatten(-3, -2))
+        found.append(q.reshape(*q.shape[:-1], some.shape[-3], -1))
+    return torch.cat(found, -2)
 
 
 def value_and_slope(
     critic: Critic,
     obs: Float[Tensor, "*seed batch obs"],
     action: Float[Tensor, "*seed batch act"],
-) -> tuple[Float[Tensor, "ensemble *seed batch"], Float[Tensor, "ensemble *seed batch act"]]:
-    """Q_i(s, a) and dQ_i(s, a) / da of each member; both can be differentiated by the weights.
+) -> tuple[
+    Float[Tensor, "ensemble *seed batch"],
+    Float[Tensor, "ensemble *seed batch act"],
+    Float[Tensor, "ensemble *seed batch features"],
+]:
+    """Q_i(s, a), dQ_i(s, a) / da and the features of each member.
+
+    All can be differentiated by the weights.
 
     Each member gets a copy of the action of its own, so that one pass back gives every slope. It
     needs the default trunk, whose members take inputs of their own.
@@ -253,6 +204,7 @@ def value_and_slope(
     members = critic.head.weight.shape[0]
     own = action.detach().expand(members, *action.shape).requires_grad_()
     together = torch.cat([obs.expand(members, *obs.shape), own], -1)
-    q = critic.head(critic.trunk.net(together)).squeeze(-1)
+    features = critic.trunk.net(together)
+    q = critic.read(features)
     (slope,) = torch.autograd.grad(q.sum(), own, create_graph=True)
-    return q, slope
+    return q, slope, features

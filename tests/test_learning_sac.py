@@ -137,7 +137,7 @@ def agreement(agent: Agent) -> float:
     """Twice the cosine between the slopes of two critics."""
     critic: Any = agent.critic
     action = torch.rand(50, 2, dtype=torch.float64) - 0.5
-    _, found = value_and_slope(critic, torch.ones(50, 1).double(), action)
+    _, found, _ = value_and_slope(critic, torch.ones(50, 1).double(), action)
     return float(ensemble_diversity(found).mean().detach())
 
 

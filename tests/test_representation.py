@@ -18,7 +18,7 @@ from offrl.representation import (
     feature_cosine_bound,
     representation_rank,
 )
-from offrl.types import Batch
+from offrl.types import Batch, Metrics
 
 
 def row(*values: float) -> Tensor:
@@ -99,11 +99,17 @@ def batch_of(reward: float) -> tuple[Critic, Critic, Batch]:
     return critic, target, dataclasses.replace(batch, reward=reward * batch.reward)
 
 
+def penalty_of(
+    critic: Critic, target: Critic, batch: Batch, target_action: Tensor
+) -> tuple[Tensor, Metrics]:
+    """Where the policy plays at s' what was logged at s."""
+    features = critic.features(batch.obs, batch.action)
+    return beer_penalty(critic, target, batch, features, batch.action, target_action, 0.9)
+
+
 def test_the_penalty_is_that_of_its_parts_and_only_of_what_goes_on() -> None:
     critic, target, batch = batch_of(1.0)
-    penalty, measured = beer_penalty(
-        critic, target, batch, batch.action, batch.next_action, gamma=0.9
-    )
+    penalty, measured = penalty_of(critic, target, batch, batch.next_action)
     expected = torch.zeros_like(penalty)
     for k in range(2):
         phi = critic.features(batch.obs, batch.action)[k]
@@ -123,7 +129,7 @@ def test_the_penalty_is_that_of_its_parts_and_only_of_what_goes_on() -> None:
 
 def test_the_gradient_passes_through_the_current_features_alone() -> None:
     critic, target, batch = batch_of(1.0)
-    penalty, _ = beer_penalty(critic, target, batch, batch.action, batch.next_action, 0.9)
+    penalty, _ = penalty_of(critic, target, batch, batch.next_action)
     head, first = torch.autograd.grad(
         penalty.sum(),
         [critic.head.weight, next(critic.trunk.parameters())],
@@ -137,7 +143,7 @@ def test_without_reward_nothing_is_pushed_where_lengths_agree() -> None:
     # (1 + gamma^2) / (2 gamma) >= 1 >= cos.
     critic, _, batch = batch_of(0.0)
     still = dataclasses.replace(batch, next_obs=batch.obs)
-    penalty, measured = beer_penalty(critic, critic, still, batch.action, batch.action, 0.9)
+    penalty, measured = penalty_of(critic, critic, still, batch.action)
     assert not penalty.detach().any()
     assert float(measured["feature_cosine"].detach()) == pytest.approx(1.0)
     assert float(measured["cosine_bound"]) == pytest.approx(1.81 / 1.8)
@@ -147,17 +153,13 @@ def test_stacked_learners_have_their_own_penalty_and_rank() -> None:
     agent, replay = build("iql", walk(), (3, 4))
     batch, _ = inputs(agent, replay)
     critic = Critic(OBS, ACT, (8, 6), Learners((3, 4))).double()
-    penalty, measured = beer_penalty(
-        critic, target_of(critic), batch, batch.action, batch.next_action, 0.9
-    )
+    penalty, measured = penalty_of(critic, target_of(critic), batch, batch.next_action)
     ranks = representation_rank(critic.features(batch.obs, batch.action))
     assert penalty.shape == (2, 32) and ranks.shape == (2, 2)
     for k, seed in enumerate((3, 4)):
         alone = Critic(OBS, ACT, (8, 6), Learners((seed,))).double()
         mine = Batch(**{n: v[k] for n, v in vars(batch).items()})
-        expected, own = beer_penalty(
-            alone, target_of(alone), mine, mine.action, mine.next_action, 0.9
-        )
+        expected, own = penalty_of(alone, target_of(alone), mine, mine.next_action)
         torch.testing.assert_close(penalty[k], expected, rtol=0, atol=1e-9)
         for name, value in own.items():
             torch.testing.assert_close(measured[name][k], value, rtol=0, atol=1e-9)

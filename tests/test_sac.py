@@ -11,7 +11,7 @@ from offrl.multipliers import Multiplier
 from offrl.networks import Learners
 from offrl.optim import adam
 from offrl.regularizers import ensemble_diversity, log_sum_exp_gap
-from offrl.sac import value_and_slope, values_of_many
+from offrl.sac import AT_ONCE, value_and_slope, values_of_many
 
 
 def tensor(*values: object) -> Tensor:
@@ -110,10 +110,11 @@ def test_many_actions_a_state_are_those_of_single_passes(seeds: tuple[int, ...])
     lead = () if len(seeds) == 1 else (2,)
     critic = Critic(3, 2, (8, 8), Learners(seeds), ensemble=3).to(torch.float64)
     obs = torch.randn(*lead, 5, 3, dtype=torch.float64)
-    actions = torch.randn(*lead, 4, 5, 2, dtype=torch.float64)
+    count = 2 * AT_ONCE + 1  # three passes on a processor
+    actions = torch.randn(*lead, count, 5, 2, dtype=torch.float64)
     found = values_of_many(critic, obs, actions)
-    assert found.shape == (3, *lead, 4, 5)
-    for j in range(4):
+    assert found.shape == (3, *lead, count, 5)
+    for j in range(count):
         single = critic(obs, actions[..., j, :, :])
         torch.testing.assert_close(found[..., j, :], single, rtol=0, atol=1e-12)
 
@@ -124,7 +125,8 @@ def test_slopes_are_those_of_each_member_alone(seeds: tuple[int, ...]) -> None:
     critic = Critic(3, 2, (8, 8), Learners(seeds), ensemble=3).to(torch.float64)
     obs = torch.randn(*lead, 5, 3, dtype=torch.float64)
     action = torch.randn(*lead, 5, 2, dtype=torch.float64)
-    q, slope = value_and_slope(critic, obs, action)
+    q, slope, features = value_and_slope(critic, obs, action)
+    torch.testing.assert_close(features, critic.features(obs, action), rtol=0, atol=1e-12)
     torch.testing.assert_close(q, critic(obs, action), rtol=0, atol=1e-12)
     for k in range(3):
         own = action.clone().requires_grad_()

@@ -1,4 +1,4 @@
-"""CQL written out from its equations; torch is all that it imports.
+"""CQL written out from its equations; torch and BEER's penalty are all that it imports.
 
 Every proposed action goes through every critic by itself.
 """
@@ -6,6 +6,7 @@ Every proposed action goes through every critic by itself.
 import math
 
 import torch
+from flat.beer import penalty
 from torch import Tensor
 
 Layers = list[Tensor]  # W0, b0, W1, b1, ...
@@ -61,6 +62,7 @@ def train(
     lr: float,
     actor_lr: float,
     polyak: float,
+    beer: float,
 ) -> tuple[dict[str, Layers], list[dict[str, Tensor]]]:
     actor = [p.clone().requires_grad_() for p in nets["actor"]]
     (log_w,) = (p.clone().requires_grad_() for p in nets["temperature"])
@@ -111,7 +113,7 @@ def train(
                 proposed.append((uniform, log_half))
                 proposed.append(policy(s, b["here"][j], actor))
                 proposed.append(policy(s2, b["then"][j], actor))
-        critic_loss = torch.zeros((), dtype=torch.float64)
+        critic_loss = td_error = torch.zeros((), dtype=torch.float64)
         gaps = []
         for q in critics:
             predicted = value(s, a, q)
@@ -123,15 +125,21 @@ def train(
             gap = lse_temperature * torch.log(total) - predicted
             gaps.append(torch.mean(torch.clip(gap, clip_low, clip_high)))
             weight = torch.exp(log_v.detach()) if lagrange else 1.0
-            critic_loss = critic_loss + torch.mean((predicted - y) ** 2)
+            td_error = td_error + torch.mean((predicted - y) ** 2)
             critic_loss = critic_loss + alpha * weight * gaps[-1]
+        critic_loss = critic_loss + td_error
+        extra = {}
+        if beer > 0:
+            likely = policy(s2, torch.zeros_like(a), actor)[0].detach()
+            excess, extra = penalty(b, b["reward"], likely, likely, critics, targets, gamma)
+            extra["td_error"] = td_error.detach()
+            critic_loss = critic_loss + beer * excess
         first = value(s, a, critics[0]).detach()
         critic_optimizer.zero_grad()
         torch.autograd.backward(critic_loss)
         critic_optimizer.step()
 
         mean_gap = (gaps[0].detach() + gaps[1].detach()) / 2.0
-        extra = {}
         if lagrange:
             extra["multiplier"] = torch.exp(log_v.detach())
             multiplier_loss = -log_v * alpha * (mean_gap - target_gap)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from fault import faults
-from methods import iql, riql, sac_n, td3_bc
+from methods import cql, edac, iql, riql, sac_n, td3_bc
 from parity_case import Case
 
 
@@ -18,6 +18,8 @@ CASES = {
     "iql-beer": _with_beer(iql.CASES["iql"], 73),
     "riql-beer": _with_beer(riql.CASES["riql"], 91),
     "sac_n-beer": _with_beer(sac_n.CASES["sac_n"], 71),
+    "edac-beer": _with_beer(edac.CASES["edac"], 71),
+    "cql-beer": _with_beer(cql.CASES["cql"], 71),
 }
 
 EVERY = "td3_bc-beer iql-beer"
@@ -31,7 +33,7 @@ FAULTS = [
         (
             "_penalty(agent, batch, features)",
             "beer_penalty(agent.critic, agent.critic_target, batch, "
-            "batch.action, batch.action, agent.config.gamma)",
+            "features, batch.action, batch.action, agent.config.gamma)",
         ),
         ("loss + share * agent.config.beer", "loss - agent.config.beer"),
         ("agent.config.beer * penalty", "penalty"),
@@ -43,14 +45,31 @@ FAULTS = [
     *faults(
         "agents.riql.RIQL.critic_loss",
         "riql-beer",
-        ("with_beer(self, batch, loss, metrics, 1.0 / self.config.critics)", "loss, metrics"),
+        (
+            "with_beer(self, batch, features, loss, metrics, 1.0 / self.config.critics)",
+            "loss, metrics",
+        ),
+        ("self, batch, features, loss", "self, batch, features.detach(), loss"),
         (", 1.0 / self.config.critics", ""),
     ),
     *faults(
         "representation.critic_regression",
         f"{EVERY} sac_n-beer",
-        ("with_beer(agent, batch, *plain, features=features)", "plain"),
-        ("features=features", "features=features.detach()"),
+        ("with_beer(agent, batch, features, *td", "tuple(td"),
+        ("batch, features, *td", "batch, features.detach(), *td"),
+    ),
+    *faults(
+        "agents.edac.EDAC.critic_loss",
+        "edac-beer",
+        ("with_beer(self, batch, features, *td", "tuple(td"),
+        ("self, batch, features, *td", "self, batch, features.detach(), *td"),
+    ),
+    *faults("sac.value_and_slope", "edac-beer", ("slope, features\n", "slope, -features\n")),
+    *faults(
+        "agents.cql.CQL.critic_loss",
+        "cql-beer",
+        ("with_beer(self, batch, features, *td", "tuple(td"),
+        ("self, batch, features, *td", "self, batch, features.detach(), *td"),
     ),
     *faults(
         "representation.with_beer",
@@ -66,13 +85,13 @@ FAULTS = [
         ("agent.critic, agent.critic_target, batch", "agent.critic, agent.critic, batch"),
         ("agent.critic, agent.critic_target, batch", "agent.critic_target, agent.critic, batch"),
         ("agent.config.gamma", "0.99"),
-        ("        features,", "        features.detach(),"),
+        ("batch, features, next_action", "batch, features.detach(), next_action"),
     ),
     *faults(
         "representation._penalty",
         "td3_bc-beer",
         ('getattr(agent, "actor_target", agent.actor)', "agent.actor"),
-        ("batch, next_action, target_action", "batch, target_action, next_action"),
+        ("features, next_action, target_action", "features, target_action, next_action"),
     ),
     *faults(
         "representation.beer_penalty",
@@ -90,12 +109,6 @@ FAULTS = [
         (".sum(0)", ".mean(0)"),
         ('{"feature_cosine": cosine[0].mean(-1), "cosine_bound": bound[0].mean(-1)}', "{}"),
         ("return penalty, measured", "return 0.0 * penalty, measured"),
-    ),
-    *faults(
-        "representation.beer_penalty",
-        "riql-beer",
-        ("if features is None:", "if features is not None:"),
-        ("critic.features(batch.obs, batch.action)", "critic.features(batch.obs, next_action)"),
     ),
     *faults(
         "representation.beer_penalty",

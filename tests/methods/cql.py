@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import flat.cql
 from fault import faults
-from methods.sac import REACH, SOFT, agent_faults
+from methods.sac import REACH, SOFT
 from parity_case import BATCH, Batches, Case, Layers, Trained, reach
 from problems import ACT
 
@@ -24,7 +24,7 @@ CONSERVATIVE = {**SOFT, "alpha": 0.7, "samples": SAMPLES, "lse_temperature": 0.8
 SETTINGS = (
     *CONSERVATIVE,
     *("importance_sampling", "lagrange", "target_gap", "clip_low", "clip_high"),
-    *("max_target_backup", "backup_entropy", "bc_steps"),
+    *("max_target_backup", "backup_entropy", "bc_steps", "beer"),
 )
 LAGRANGE = {"lagrange": True, "target_gap": 3.0}
 
@@ -79,7 +79,6 @@ OTHER = {
 EVERY = "cql cql-lagrange cql-best"
 AT = "agents.cql.CQL"
 FAULTS = [
-    *agent_faults(AT, EVERY),
     *faults(
         f"{AT}.schedule",
         "cql-best",
@@ -89,14 +88,10 @@ FAULTS = [
     *faults(
         f"{AT}.update",
         EVERY,
-        ("metrics |= self.minimize(self.critic_opt", "self.minimize(self.critic_opt"),
-        ("self.minimize(self.critic_opt,", "self.minimize(self.actor_opt,"),
-        (
-            "polyak_update(self.critic, self.critic_target,",
-            "polyak_update(self.critic_target, self.critic,",
-        ),
-        ("polyak_update(self.critic, self.critic_target, self.config.polyak)", "pass"),
-        ("self.config.polyak", "0.005"),
+        ('noise["draw"]', '-noise["draw"]'),
+        ('noise["draw"]', 'noise["random"][..., 0, :, :]'),
+        ("metrics = self.policy_steps(", "metrics = {}; self.policy_steps("),
+        ("metrics |= self.critic_steps(batch, noise)", "self.critic_steps(batch, noise)"),
         ("return metrics", "return {}"),
     ),
     *faults(
@@ -105,6 +100,11 @@ FAULTS = [
         ("if self.config.lagrange:", "if False:"),
         ('gap = metrics["gap"]', 'gap = -metrics["gap"]'),
         ("metrics |= self.minimize(self.multiplier_opt", "self.minimize(self.multiplier_opt"),
+    ),
+    *faults(
+        f"{AT}.actor_loss",
+        EVERY,
+        ("actor_loss(batch, noise)\n", "actor_loss(batch, 0 * noise)\n"),
     ),
     *faults(
         f"{AT}.actor_loss",
@@ -131,10 +131,10 @@ FAULTS = [
             "proposals(self, batch, noise)",
             "proposals(self, batch, {k: -v for k, v in noise.items()})",
         ),
-        ("batch.action.unsqueeze(-3), action", "action, batch.action.unsqueeze(-3)"),
+        ("features(batch.obs, batch.action)", "features(batch.obs, batch.next_action)"),
+        ("self.critic.read(features)", "self.critic_target.read(features)"),
         ("values_of_many(self.critic, batch.obs", "values_of_many(self.critic, batch.next_obs"),
         ("values_of_many(self.critic,", "values_of_many(self.critic_target,"),
-        ("q[..., 1:, :]", "q"),
         ("log_density, data, cfg.lse_temperature", "log_density, data"),
         ("log_density, data,", "-log_density, data,"),
         ("log_density, data,", "log_density, data.detach(),"),
@@ -157,8 +157,9 @@ FAULTS = [
         f"{AT}.critic_loss",
         "cql-clipped",
         ("if not cfg.importance_sampling:", "if False:"),
-        ("sampled, log_density = q, torch.zeros_like(q[0])", "sampled = q[..., 1:, :]"),
-        ("sampled, log_density = q,", "sampled, log_density = q - 1.0,"),
+        ("torch.cat([data.unsqueeze(-2), sampled], -2)", "sampled"),
+        ("[data.unsqueeze(-2), sampled]", "[data.detach().unsqueeze(-2), sampled]"),
+        ("torch.zeros_like(sampled[0])", "torch.ones_like(sampled[0])"),
         (".clamp(cfg.clip_low, cfg.clip_high)", ".clamp(cfg.clip_low)"),
         (".clamp(cfg.clip_low, cfg.clip_high)", ".clamp(max=cfg.clip_high)"),
     ),
@@ -226,10 +227,12 @@ FAULTS = [
         EVERY,
         ("obs.unsqueeze(-3)", "-obs.unsqueeze(-3)"),
         (
-            "q.reshape(*q.shape[:-1], actions.shape[-3], -1)",
-            "q.reshape(*q.shape[:-1], -1, actions.shape[-3]).transpose(-1, -2)",
+            "q.reshape(*q.shape[:-1], some.shape[-3], -1)",
+            "q.reshape(*q.shape[:-1], -1, some.shape[-3]).transpose(-1, -2)",
         ),
-        ("actions.flatten(-3, -2)", "actions.transpose(-3, -2).flatten(-3, -2)"),
+        ("some.flatten(-3, -2)", "some.transpose(-3, -2).flatten(-3, -2)"),
+        ("found = []", "found = [critic(obs, actions[..., 0, :, :]).unsqueeze(-2)]"),
+        ("torch.cat(found, -2)", "torch.cat(found[::-1], -2)"),
         ("repeated.flatten(-3, -2)", "repeated.transpose(-3, -2).flatten(-3, -2)"),
     ),
     *faults(
@@ -245,6 +248,13 @@ FAULTS = [
         ("[1]", "[1].detach()"),
     ),
 ]
+
+EXEMPT = {
+    (
+        "sac.values_of_many",
+        'at_once = AT_ONCE if actions.device.type == "cpu" else actions.shape[-3]',
+    ): "in how many passes changes the time alone",
+}
 
 COVERED = ["regularizers.log_sum_exp_gap"]
 COVERED += ["sac.values_of_many", "sac.best_target", "sac.proposals"]

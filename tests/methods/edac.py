@@ -2,7 +2,7 @@
 
 import flat.edac
 from fault import faults
-from methods.sac import NOISE, REACH, SETTINGS, SOFT, agent_faults, critic_step_faults
+from methods.sac import NOISE, REACH, SETTINGS, SOFT
 from parity_case import Batches, Case, Layers, Trained
 
 from offrl.datasets.offline import OfflineDataset
@@ -18,7 +18,7 @@ def flat_edac(
     dataset: OfflineDataset,
     view: Replay,
 ) -> Trained:
-    return flat.edac.train(nets, batches, **case.settings(*SETTINGS, "eta"))
+    return flat.edac.train(nets, batches, **case.settings(*SETTINGS, "eta", "beer"))
 
 
 def _case(ensemble: int, **changes: object) -> Case:
@@ -36,8 +36,6 @@ OTHER = {("edac", "ensemble"): (4, {})}
 
 EVERY = "edac edac-two"
 FAULTS = [
-    *agent_faults("agents.edac.EDAC", EVERY),
-    *critic_step_faults("agents.edac.EDAC", EVERY),
     *faults(
         "agents.edac.EDAC.critic_loss",
         EVERY,
@@ -81,12 +79,13 @@ FAULTS = [
         ("StateActionTrunk", "Critic"),
         ("critic.head.weight.shape[0]", "1"),
         ("action.detach().expand", "(0 * action).expand"),
-        (".squeeze(-1)", ".squeeze(-1).flip(0)"),
+        ("critic.read(features)", "critic.read(features).flip(0)"),
+        ("trunk.net(together)", "trunk.net(-together)"),
         ("torch.cat([obs.expand", "torch.cat([0 * obs.expand"),
         ("obs.expand(members, *obs.shape), own", "obs.expand(members, *obs.shape), own.detach()"),
         ("q.sum(), own, create_graph=True", "q.mean(), own, create_graph=True"),
         ("create_graph=True", "retain_graph=True"),
-        ("return q, slope", "return q.detach(), slope"),
-        ("return q, slope", "return q, slope.detach()"),
+        ("return q, slope, features", "return q.detach(), slope, features"),
+        ("return q, slope, features", "return q, slope.detach(), features"),
     ),
 ]

@@ -222,15 +222,15 @@ FAULTS = [
     *faults(
         f"{_AT}.critic_loss",
         _BOTH,
-        ("self.critic(batch.obs, batch.action)", "self.critic(batch.next_obs, batch.action)"),
-        ("self.critic(batch.obs, batch.action)", "self.critic_target(batch.obs, batch.action)"),
+        ("features(batch.obs, batch.action)", "features(batch.next_obs, batch.action)"),
+        ("self.critic.read(features)", "self.critic_target.read(features)"),
         ("huber_loss(target - q, self.config.sigma)", "(target - q).square()"),
         ("huber_loss(target - q", "huber_loss(target + q"),
         ("self.config.sigma", "1.0"),
         (".mean(0).mean(-1)", ".sum(0).mean(-1)"),
         (".mean(0).mean(-1)", ".mean(0).sum(-1)"),
         ("target.mean(-1)}", "target.amin(-1)}"),
-        ("batch, loss, metrics", "batch, -loss, metrics"),
+        ("features, loss, metrics", "features, -loss, metrics"),
     ),
     *faults(
         f"{_AT}.actor_loss",

@@ -1,6 +1,6 @@
 """What the methods built on soft actor-critic share: settings of their cases, and faults."""
 
-from fault import Fault, faults
+from fault import faults
 from parity_case import BATCH, LR, reach
 from problems import ACT
 
@@ -14,35 +14,7 @@ SEVERAL = "sac_n edac"  # whose critics are more than one
 EVERY = f"{SEVERAL} sac_n-one"
 ALL = f"{EVERY} cql"
 STACKED = "sac_n-stacked edac-stacked"
-
-
-def agent_faults(at: str, cases: str) -> list[Fault]:
-    """Slips in what each agent of the family writes out."""
-    return [
-        *faults(
-            f"{at}.update",
-            cases,
-            ('noise["draw"]', '-noise["draw"]'),
-            ('noise["draw"]', 'noise["next_draw"]'),
-            ("metrics = policy_steps(", "metrics = {}; policy_steps("),
-        ),
-        *faults(
-            f"{at}.actor_loss",
-            cases,
-            ("batch, noise)\n", "batch, 0 * noise)\n"),
-        ),
-    ]
-
-
-def critic_step_faults(at: str, cases: str) -> list[Fault]:
-    """Slips in the second half of an update that has nothing between critics and target."""
-    return faults(
-        f"{at}.update",
-        cases,
-        ('noise["next_draw"]', '-noise["next_draw"]'),
-        ("metrics | critic_steps", "critic_steps"),
-        ('metrics | critic_steps(self, batch, noise["next_draw"])', "metrics"),
-    )
+AT = "soft_agent.SoftAgent"
 
 
 FAULTS = [
@@ -55,37 +27,55 @@ FAULTS = [
         ("target_of(critic)", "critic"),
     ),
     *faults(
-        "sac.soft_optimizers",
+        f"{AT}.__init__",
         ALL,
-        ("cfg = agent.config", "cfg = type(agent.config)()"),
-        ("agent.actor.parameters(), cfg.actor_lr", "agent.actor.parameters(), cfg.lr"),
-        ("agent.actor.parameters(),", "agent.critic.parameters(),"),
-        ("agent.temperature.parameters(), cfg.actor_lr", "agent.temperature.parameters(), 0.1"),
-        ("agent.critic.parameters(), cfg.lr", "agent.critic.parameters(), cfg.actor_lr"),
+        ("self.actor.parameters(), config.actor_lr", "self.actor.parameters(), config.lr"),
+        ("self.actor.parameters(),", "self.critic.parameters(),"),
+        ("self.temperature.parameters(), config.actor_lr", "self.temperature.parameters(), 0.1"),
+        ("self.critic.parameters(), config.lr", "self.critic.parameters(), config.actor_lr"),
     ),
     *faults(
-        "sac.policy_steps",
+        f"{AT}.update",
+        EVERY,
+        ('noise["draw"]', '-noise["draw"]'),
+        ('noise["draw"]', 'noise["next_draw"]'),
+        ('noise["next_draw"]', '-noise["next_draw"]'),
+        ("metrics = self.policy_steps(", "metrics = {}; self.policy_steps("),
+        ("metrics | self.critic_steps", "self.critic_steps"),
+        ('metrics | self.critic_steps(batch, noise["next_draw"])', "metrics"),
+    ),
+    *faults(
+        f"{AT}.actor_loss",
         ALL,
-        ("soft_temperature_loss(agent, log_prob)", "soft_temperature_loss(agent, -log_prob)"),
-        ("agent.minimize(agent.actor_opt,", "agent.minimize(agent.critic_opt,"),
+        ("self, batch, noise)\n", "self, batch, 0 * noise)\n"),
+    ),
+    *faults(
+        f"{AT}.temperature_loss",
+        ALL,
+        ("soft_temperature_loss(self, log_prob)", "soft_temperature_loss(self, -log_prob)"),
+    ),
+    *faults(
+        f"{AT}.policy_steps",
+        ALL,
+        ("self.minimize(self.actor_opt,", "self.minimize(self.critic_opt,"),
         ('metrics["log_prob"]', '-metrics["log_prob"]'),
         ('metrics["log_prob"]', 'metrics["q"]'),
         (
-            "metrics | agent.minimize(agent.temperature_opt, temperature_loss, log_prob)",
+            "metrics | self.minimize(self.temperature_opt, self.temperature_loss, log_prob)",
             "metrics",
         ),
         ("return metrics | ", "return "),
     ),
     *faults(
-        "sac.critic_steps",
-        EVERY,
-        ("agent.minimize(agent.critic_opt,", "agent.minimize(agent.actor_opt,"),
+        f"{AT}.critic_steps",
+        ALL,
+        ("self.minimize(self.critic_opt,", "self.minimize(self.actor_opt,"),
         (
-            "polyak_update(agent.critic, agent.critic_target,",
-            "polyak_update(agent.critic_target, agent.critic,",
+            "polyak_update(self.critic, self.critic_target,",
+            "polyak_update(self.critic_target, self.critic,",
         ),
-        ("polyak_update(agent.critic, agent.critic_target, agent.config.polyak)", "pass"),
-        ("agent.config.polyak", "0.005"),
+        ("polyak_update(self.critic, self.critic_target, self.config.polyak)", "pass"),
+        ("self.config.polyak", "0.005"),
         ("return metrics", "return {}"),
     ),
     *faults(
@@ -203,7 +193,11 @@ COVERED = [
     f"sac.{name}"
     for name in (
         *("soft_actor_loss", "soft_temperature_loss", "entropy_cost", "soft_target"),
-        *("value_and_slope", "soft_optimizers", "policy_steps", "critic_steps"),
+        "value_and_slope",
     )
+]
+COVERED += [
+    f"{AT}.{name}"
+    for name in ("update", "policy_steps", "critic_steps", "actor_loss", "temperature_loss")
 ]
 COVERED += ["actors._squashed", "regularizers.ensemble_diversity"]

@@ -2,7 +2,7 @@
 
 import flat.edac
 from fault import faults
-from methods.sac import NOISE, REACH, SETTINGS, SOFT, agent_faults, critic_step_faults
+from methods.sac import NOISE, REACH, SETTINGS, SOFT
 from parity_case import Batches, Case, Layers, Trained
 
 from offrl.datasets.offline import OfflineDataset
@@ -35,8 +35,6 @@ CASES = {
 OTHER = {("sac_n", "ensemble"): (4, {})}
 
 FAULTS = [
-    *agent_faults("agents.sac_n.SACN", "sac_n sac_n-one"),
-    *critic_step_faults("agents.sac_n.SACN", "sac_n sac_n-one"),
     *faults(
         "agents.sac_n.SACN.critic_loss",
         "sac_n sac_n-one",
