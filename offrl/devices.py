@@ -74,5 +74,5 @@ def enough_memory(remedy: str) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        said = ". ".join(str(error).split(". ")[:PIECES])
-        raise RunError(f"{said}. {remedy}") from None
+        said = ". ".join(str(error).splitlines()[0].split(". ")[:PIECES])
+        raise RunError(f"{said.rstrip('.')}. {remedy}") from None

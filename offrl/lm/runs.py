@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from offrl.devices import enough_memory
 from offrl.errors import ConfigError, RunError
 from offrl.files import read_json, sole_use, write_json
 from offrl.lm.data import load_examples
@@ -32,7 +33,7 @@ from offrl.lm.records import write_records
 from offrl.lm.scoring import agreement, ches_scores, score_answers, scored
 from offrl.lm.tokens import pad_of, tokenize
 from offrl.lm.trainer import LmTrainConfig, Plan, fit
-from offrl.lm.values import FILE, load_values, steered
+from offrl.lm.values import FILE, load_values, steered, with_values
 
 
 @dataclass(frozen=True)
@@ -131,11 +132,15 @@ def _plan(run: LmRun) -> Plan:
     if goal.has_values and (Path(run.model) / FILE).exists():
         load_values(run.model, model)
         _say(f"going on from the values of {run.model}")
-    elif goal.has_values and config.learning_rate < 1e-5:
-        _say(f"note: new heads learn little at a rate of {config.learning_rate:g}; 1e-4 is usual")
+    elif goal.has_values:
+        with_values(model)
+        if config.learning_rate < 1e-5:
+            rate = f"{config.learning_rate:g}"
+            _say(f"note: new heads learn little at a rate of {rate}; 1e-4 is usual")
     return Plan(model, goal, items, tokenizer, config, reference)
 
 
+@enough_memory("Lower --micro-batch or --max-length, or compute on the processor with --cpu")
 def score_file(given: Any) -> list[str]:
     """Write a file with the log-probabilities of its answers; returns what to say of it.
 
@@ -187,9 +192,18 @@ def score_file(given: Any) -> list[str]:
 
 def _go(plan: Plan, out: Path, *, resume: bool) -> Any:
     with sole_use(out) if first_process() else nullcontext():
-        trainer = fit(plan, out, resume=resume, callbacks=[_log(out / "log.jsonl")])
+        with enough_memory(_remedy(plan.config)):
+            trainer = fit(plan, out, resume=resume, callbacks=[_log(out / "log.jsonl")])
         _save(trainer, out)
     return trainer
+
+
+def _remedy(config: LmTrainConfig) -> str:
+    return (
+        f"Begin a new run with a lower --micro-batch (now {config.micro_batch}), which changes "
+        f"nothing but speed, or --max-length (now {config.max_length}), or with --lora or "
+        "--gradient-checkpointing"
+    )
 
 
 def _say(text: str) -> None:
