@@ -223,17 +223,26 @@ def train(
     the environment, 'auto' (the one that the dataset names) or None. `settings` are fields of
     `TrainConfig` (steps, seed, seeds, ...) and of the agent's config.
 
-    `resume` continues the run in that folder with the settings that it began with; agent, dataset
-    and env are given again only where they were passed as objects. Raises OffrlError, before
-    anything is written, for what cannot work.
+    `resume` continues the run in that folder with the settings that it began with, on another
+    `device` if told; agent, dataset and env are given again only where they were passed as objects.
+    Raises OffrlError, before anything is written, for what cannot work.
     """
     data = DataConfig(out_of_bounds, time_limit, data_dir, validation, split_seed)
     if resume is not None:
+        device = settings.pop("device", None)
         if settings or out is not None or recipe != "auto" or data != DataConfig():
             raise ConfigError(
-                "resume takes no other setting: a run goes on with those that it began with"
+                "resume takes no other setting than a device: a run goes on with those that it "
+                "began with"
             )
-        return resume_run(Path(resume), agent=agent, dataset=dataset, env=env, callbacks=callbacks)
+        return resume_run(
+            Path(resume),
+            agent=agent,
+            dataset=dataset,
+            env=env,
+            callbacks=callbacks,
+            device=device,
+        )
     if agent is None:
         raise ConfigError(f"no agent was given: pass one of {', '.join(AGENTS)}, or a class")
     if dataset is None:
@@ -286,8 +295,9 @@ def resume_run(
     dataset: DataLike | None = None,
     env: EnvLike = "auto",
     callbacks: Sequence[Callback] = (),
+    device: str | None = None,
 ) -> Run:
-    """Continue the run in this folder from its newest checkpoint.
+    """Continue the run in this folder from its newest checkpoint, on its device unless told.
 
     A dataset or environment that was passed as an object must be passed again, and so must an
     agent whose class cannot be imported. Raises RunError where the folder is not that of a run.
@@ -300,6 +310,7 @@ def resume_run(
         )
     if agent is not None and find_agent(agent)[0] != record["agent"]:
         raise RunError(f"{folder} is a run of {record['agent']}, not of {find_agent(agent)[0]}")
+    moved = {} if device is None else {"device": device}
     if dataset is None:
         dataset = record["dataset"].get("source")
     if dataset is None:
@@ -314,7 +325,7 @@ def resume_run(
         env if callable(env) else record.get("env") or NO_ENV,
         "none",
         data,
-        {**record["train"], **record["agent_config"]},
+        {**record["train"], **record["agent_config"], **moved},
     )
     resumed = replace(resumed, recipe=record["recipe"], recipe_values=record["recipe_values"])
     return _finished(_trainers(resumed, folder, callbacks), resume=True)

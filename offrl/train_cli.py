@@ -30,7 +30,7 @@ from offrl.registry import find_agent
 from offrl.training import TrainConfig
 
 USAGE = f"""usage: offrl train --agent NAME --dataset NAME_OR_PATH [settings]
-       offrl train --resume DIR [--wandb PROJECT]
+       offrl train --resume DIR [--device DEVICE] [--wandb PROJECT]
 
 agents: {", ".join(AGENTS)}, or package.module:Class of your own
 
@@ -58,16 +58,18 @@ def main(argv: list[str]) -> int:
     first.add_argument("--agent")
     first.add_argument("--resume")
     first.add_argument("--wandb")
+    first.add_argument("--device")
     first.add_argument("-h", "--help", action="store_true")
     chosen, rest = first.parse_known_args(argv)
     if chosen.resume is not None:
         if rest or chosen.agent:
             raise ConfigError(
-                "--resume takes no other setting than --wandb: a run goes on with those that it "
-                "began with"
+                "--resume takes no other setting than --device and --wandb: a run goes on with "
+                "those that it began with"
             )
         folder = Path(chosen.resume)
-        _report(resume_run(folder, callbacks=_callbacks(chosen.wandb, recorded(folder))))
+        callbacks = _callbacks(chosen.wandb, recorded(folder))
+        _report(resume_run(folder, callbacks=callbacks, device=chosen.device))
         return 0
     if chosen.agent is None:
         if chosen.help or not argv:
