@@ -103,6 +103,7 @@ def test_data_may_stay_on_the_host(
     name: str, mode: Elsewhere, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(training, "home_of", lambda size, device: CPU)
+    monkeypatch.setenv("OFFRL_CACHE", str(tmp_path))  # nothing that was learned here
     trainer = trainer_of(name, tmp_path, DEVICE.type, **KEEPERS[name])
     assert not isinstance(trainer.feed._replay.rows, There)
     updates(trainer, trainer.agent.period, mode)
@@ -167,8 +168,7 @@ def test_a_run_elsewhere_ends_with_the_same_bytes(
         resume_run(out, dataset=walk(), env=Drift)
         assert state(out) == state(tmp_path / "here")
     shutil.rmtree(last)
-    monkeypatch.setattr(training, "choose_device", lambda name: CPU)
-    resume_run(out, dataset=walk(), env=Drift)  # where there is no such device
+    train(resume=out, dataset=walk(), env=Drift, device="cpu")  # where there is no such device
     assert state(out) == state(tmp_path / "here")
 
 
@@ -219,6 +219,21 @@ def test_memory_that_runs_out_is_named_with_what_to_lower(
     assert main(["train", "--agent", "bc", "--out", str(tmp_path / "run"), *arguments]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("offrl: CUDA out of memory") and "--batch-size (now 256) or" in last
+
+
+def test_memory_that_runs_out_for_a_language_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runs = pytest.importorskip("offrl.lm.runs")
+
+    def fit(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(runs, "fit", fit)
+    monkeypatch.setattr(runs, "_log", lambda path: None)
+    planned = runs.Plan(None, runs.objective("dpo"), [], None)
+    with pytest.raises(RunError, match=r"2\.00 GiB\. .*--micro-batch \(now 8\)"):
+        runs._go(planned, tmp_path, resume=False)
 
 
 # -- devices -------------------------------------------------------------------------------------
