@@ -262,6 +262,15 @@ def test_what_it_cannot_use(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "in (0, 1)" in refusal(capsys, cli.main(words(folder, "run", "--expectile", "1.5")))
     reference = words(folder, "other", "--reference-model", str(folder / "model"))
     assert "no reference" in refusal(capsys, cli.main(reference))
+    sizes = {"vocab_size": 14, "hidden_size": 8, "intermediate_size": 8, "head_dim": 8}
+    sizes |= dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), 1)
+    transformers = pytest.importorskip("transformers")
+    bounded = transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**sizes))
+    bounded.save_pretrained(folder / "bounded")
+    gemma = words(folder, "run", "--tokenizer", str(folder / "model"))
+    gemma[gemma.index("--model") + 1] = str(folder / "bounded")
+    assert "changes its logits" in refusal(capsys, cli.main(gemma))
+    assert not (folder / "run").exists()
     rows = [dict(row) for row in tiny_lm.GROUPS]
     for changed, message in (
         ({"rewards": ...}, "has no column 'rewards'"),
