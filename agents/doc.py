@@ -9,12 +9,14 @@ and next states then fell out:
     min_p        KL(q || p(z | h_t));      min_V  E[ (V(h_t, z) - R_t)^2 ]        for a fixed q
 
 i runs over the steps t .. t + F - 1 that the latent covers, h_i is what was known when a_i was
-due and R_t the return from t on. The reference j is the same step of the other segments of the
-batch; that it does not depend on (s, a) adds to I a term in which q does not occur, but the bound
-is at most the log of the batch: where (s, a) alone tells s' that well, it leaves no room for what
-z adds, and alpha should be small. Acting: at the start, and every `hold` steps, latents of the
-prior are scored by V, and pi follows the best of them, or the one whose value is nearest to a
-return that is asked for.
+due, its time in the episode with it, and R_t the return from t on. |.|^2 is averaged over m
+components: with noise sigma in the actions alpha is 2 sigma^2 / m times the paper's beta, which
+weighs I against -log pi. The reference j is the same step of the other segments of the batch; that
+it does not depend on (s, a) adds to I a term in which q does not occur, but the bound is at most
+the log of the batch: where (s, a) alone tells s' that well, it leaves no room for what z adds, and
+alpha should be small. Acting: at the start, and every `hold` steps, latents of the prior are scored
+by V, and pi follows the best of them, or the one whose value is nearest to a return that is asked
+for.
 
 Order within an update, all of one batch and one draw of noise: q for the energy; `energy_steps`
 steps on the energy; one step on policy and posterior; q anew, and one step on prior and value.
@@ -44,7 +46,14 @@ from offrl.checks import check_intervals
 from offrl.datasets.offline import OfflineDataset, Spec
 from offrl.datasets.replay import Replay
 from offrl.datasets.segments import Segments
-from offrl.futures import FutureConfig, keep_moments, latent_actor, latent_policy_of, segment_view
+from offrl.futures import (
+    SMALL_RECIPES,
+    FutureConfig,
+    keep_moments,
+    latent_actor,
+    latent_policy_of,
+    segment_view,
+)
 from offrl.latent_models import Energy, LatentActor, Posterior, before, segment_of, with_latents
 from offrl.latent_policy import LatentPolicy
 from offrl.losses import contrastive_bound
@@ -54,21 +63,13 @@ from offrl.returns import real_mean, warm_up
 from offrl.types import Metrics, Noise, SegmentBatch
 
 TRAINING = {"batch_size": 64, "steps": 10_000}
-# What the tasks of `offrl.envs.luck` have in common, and Reacher under noise.
-SMALL: Mapping[str, Any] = {
-    **{"backbone": "mlp", "latents": "categorical", "latent": 4, "context": 0, "future": 8},
-    **{"hold": 8, "hidden": (32, 32), "features": 16, "lr": 1e-3, "warmup": 100, "grad_norm": 1.0},
-    **{"weight_decay": 0.0, "normalize_obs": False, "batch_size": 64, "steps": 2_000},
-}
-BANDIT = {**SMALL, "future": 1, "hold": 1, "steps": 1_000}
-REACHER = {**SMALL, "normalize_obs": True}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoCConfig(FutureConfig):
     """Settings of the authors' code for continuous control."""
 
-    information_weight: float = 1.0  # alpha, of I; the paper's beta
+    information_weight: float = 1.0  # alpha, of I; 2 sigma^2 / m times the paper's beta
     energy_steps: int = 3  # of the energy for each of the policy
     features: int = 64  # n, of the energy's inner product
     lr: float = 1e-4
@@ -92,9 +93,7 @@ class DoC(Agent):
     actor: LatentActor
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "locomotion": TRAINING,
-        **{"luckybandit": BANDIT, "luckierbandit": BANDIT},
-        **{"slipperylake": SMALL, "firmlake": SMALL},
-        **{"noisyreacher": REACHER, "stillreacher": REACHER},
+        **SMALL_RECIPES,
     }
 
     def __init__(self, spec: Spec, config: DoCConfig, learners: Learners) -> None:

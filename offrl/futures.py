@@ -15,6 +15,25 @@ from offrl.latent_policy import Choosing, LatentPolicy
 from offrl.latents import Kind
 from offrl.networks import learner_view
 
+# Of the tasks of `offrl.envs.luck` and of Reacher, with noise or without: short episodes.
+SMALL: Mapping[str, Any] = {
+    **{"backbone": "mlp", "latents": "categorical", "latent": 4, "context": 0, "future": 8},
+    **{"hold": 8, "hidden": (32, 32), "max_steps": 100, "normalize_obs": False, "features": 16},
+    **{"lr": 1e-3, "warmup": 100, "grad_norm": 1.0, "weight_decay": 0.0},
+    **{"batch_size": 64, "steps": 2_000},
+}
+BANDIT: Mapping[str, Any] = {**SMALL, "future": 1, "hold": 1, "steps": 1_000}
+# The paper's beta is 1, since actions of both components have a noise of 0.1. What matters is
+# decided in an episode's first steps, which are in fewer segments the longer these are.
+REACHER: Mapping[str, Any] = {
+    **{**SMALL, "information_weight": 0.01, "normalize_obs": True, "max_steps": 50},
+    **{"future": 3, "hold": 3},
+}
+SMALL_RECIPES: Mapping[str, Mapping[str, Any]] = {
+    **{"luckybandit": BANDIT, "luckierbandit": BANDIT, "slipperylake": SMALL, "firmlake": SMALL},
+    **{"noisyreacher": REACHER, "stillreacher": REACHER},
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class FutureConfig:
@@ -33,7 +52,7 @@ class FutureConfig:
     mass: float = 0.95  # of the prior, onto whose ball outer draws are pulled
     least_mass: float = 0.01  # probability of a code that may be chosen
     hidden: tuple[int, ...] = (256, 256)  # of all heads
-    layers: int = 3  # of gpt, as the next three
+    layers: int = 3  # of gpt, as the next two
     heads: int = 1
     width: int = 128
     max_steps: int = 1000  # from this step of an episode on, all have the same time

@@ -8,8 +8,9 @@
 
 What is known of the past, h, comes of one of two backbones: `gpt` reads s, a, r, s, a, r, .. in
 the order of time and answers at each s (three of them, as published: for the policy, for prior and
-value, and for the posterior); `mlp` lays the last `past` steps beside s and has no parameters, so
-that learners stack and a task without memory has h = s. Nothing of step i but s_i is in h_i.
+value, and for the posterior); `mlp` lays the last `past` steps beside s, with the time, without
+which a return that is still to come could not be told from one of a later step, and has no
+parameters, so that learners stack. Nothing of step i but s_i and its time is in h_i.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -57,18 +58,21 @@ def told(segment: Segment) -> Float[Tensor, "*seed batch steps features"]:
 
 
 class FlatHistory(nn.Module):
-    """h_i = [told of steps i - past .. i - 1, s_i]."""
+    """h_i = [told of steps i - past .. i - 1, s_i, min(time_i / max_steps, 1)]."""
 
-    def __init__(self, obs_dim: int, act_dim: int, past: int) -> None:
+    def __init__(self, obs_dim: int, act_dim: int, past: int, max_steps: int) -> None:
         super().__init__()
-        self.past, self.size = past, past * (obs_dim + act_dim + 2) + obs_dim
+        self.past, self.max_steps = past, max_steps
+        self.size = past * (obs_dim + act_dim + 2) + obs_dim + 1
 
     def forward(self, segment: Segment, count: int) -> Float[Tensor, "*seed batch count size"]:
         """h of the last `count` steps, before which there are at least `past`."""
         known, steps = told(segment), segment.obs.shape[-2]
         first = steps - count
         before = [known[..., first - j : steps - j, :] for j in range(self.past, 0, -1)]
-        return torch.cat([*before, segment.obs[..., first:, :]], -1)
+        now = segment.obs[..., first:, :]
+        clock = (segment.time[..., first:, None].to(now) / self.max_steps).clamp(max=1.0)
+        return torch.cat([*before, now, clock], -1)
 
 
 class TokenHistory(nn.Module):
@@ -115,10 +119,10 @@ class TokenHistory(nn.Module):
 class FlatReader(nn.Module):
     """[h_t, told of steps t .. t + future - 1]."""
 
-    def __init__(self, obs_dim: int, act_dim: int, past: int, future: int) -> None:
+    def __init__(self, history: FlatHistory, step: int, future: int) -> None:
         super().__init__()
-        self.history, self.future = FlatHistory(obs_dim, act_dim, past), future
-        self.size = self.history.size + future * (obs_dim + act_dim + 2)
+        self.history, self.future = history, future
+        self.size = history.size + future * step
 
     def forward(self, segment: Segment) -> Float[Tensor, "*seed batch size"]:
         now = self.history(segment, self.future)[..., 0, :]
@@ -223,7 +227,7 @@ class LatentActor(nn.Module):
         """A new network that reads the past, in the form of the others."""
         s = self.settings
         if s["backbone"] == "mlp":
-            return FlatHistory(s["obs_dim"], s["act_dim"], s["past"])
+            return FlatHistory(s["obs_dim"], s["act_dim"], s["past"], s["max_steps"])
         sizes = {name: s[name] for name in ("layers", "heads", "width", "max_steps")}
         return TokenHistory(s["obs_dim"], s["act_dim"], learners, **sizes)
 
@@ -275,7 +279,7 @@ class Posterior(nn.Module):
         if isinstance(history, TokenHistory):
             self.reader = TokenReader(history, future)
         else:
-            self.reader = FlatReader(s["obs_dim"], s["act_dim"], s["past"], future)
+            self.reader = FlatReader(history, s["obs_dim"] + s["act_dim"] + 2, future)
         self.head = MLP([self.reader.size, *hidden, actor.latents.parameters], learners)
 
     def forward(self, segment: Segment) -> Float[Tensor, "*seed batch parameters"]:

@@ -40,6 +40,15 @@ def test_tasks_of_luck_have_the_small_form(name: str) -> None:
     assert found["backbone"] == "mlp" and found["latents"] == "categorical"
     assert (found["future"] == 1) == ("Bandit" in name)
     assert found["normalize_obs"] == ("Reacher" in name)
+    assert found["max_steps"] == (50 if "Reacher" in name else 100)
+
+
+def test_luck_or_none_makes_no_difference_to_a_recipe() -> None:
+    for with_luck, without in (("Noisy", "Still"), ("Slippery", "Firm")):
+        names = [name for name in TASKS if with_luck in name or without in name]
+        assert len(names) == 2 and settings(names[0]) == settings(names[1])
+    # 2 sigma^2 / m: the script's noise is 0.1, in each of two components.
+    assert settings("offrl/StillReacher-v0")["information_weight"] == pytest.approx(0.1**2)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Dichotomy of Control, step by step and sample by sample."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from flat.dt import BLOCK, EMBED, blocks, in_turn, norm, over_real, step
@@ -10,6 +11,12 @@ Layers = list[Tensor]
 Batch = dict[str, Tensor]
 NET = 6  # weights and biases of two hidden layers and the last
 READER = EMBED + BLOCK + 2  # parameters of a transformer of one block that reads the past
+
+
+class Form(NamedTuple):
+    past: int
+    heads: int  # of a transformer
+    max_steps: int
 
 
 def mlp(net: Layers, x: Tensor) -> Tensor:
@@ -35,24 +42,28 @@ def read(net: Layers, b: Batch, heads: int) -> Tensor:
     return x.reshape(len(x), -1, 3, x.shape[2])
 
 
-def histories(net: Layers, b: Batch, past: int, heads: int) -> list[Tensor]:
+def histories(net: Layers, b: Batch, form: Form) -> list[Tensor]:
     """What is known at each step from now on when its action is due; no net: as it was told."""
-    steps = range(past, b["obs"].shape[1])
+    steps = range(form.past, b["obs"].shape[1])
     if net:
-        return [read(net, b, heads)[:, i, 0] for i in steps]
-    return [
-        torch.cat([*(told(b, j) for j in range(i - past, i)), b["obs"][:, i]], 1) for i in steps
-    ]
+        tokens = read(net, b, form.heads)
+        return [tokens[:, i, 0] for i in steps]
+    clock = torch.clamp(b["time"] / form.max_steps, max=1)[..., None].to(b["obs"].dtype)
+    found = []
+    for i in steps:
+        earlier = [told(b, j) for j in range(i - form.past, i)]
+        found.append(torch.cat([*earlier, b["obs"][:, i], clock[:, i]], 1))
+    return found
 
 
-def posterior(net: Layers, b: Batch, past: int, heads: int) -> Tensor:
+def posterior(net: Layers, b: Batch, form: Form) -> Tensor:
     reader, head = net[:-NET], net[-NET:]
     if reader:
-        tokens = read(reader, b, heads)[:, past:]
-        real = b["real"][:, past:, None, None]
+        tokens = read(reader, b, form.heads)[:, form.past :]
+        real = b["real"][:, form.past :, None, None]
         return mlp(head, torch.sum(tokens * real, (1, 2)) / (3 * torch.sum(real, (1, 2))))
-    ahead = [told(b, i) for i in range(past, b["obs"].shape[1])]
-    return mlp(head, torch.cat([histories([], b, past, heads)[0], *ahead], 1))
+    ahead = [told(b, i) for i in range(form.past, b["obs"].shape[1])]
+    return mlp(head, torch.cat([histories([], b, form)[0], *ahead], 1))
 
 
 def gaussian(q: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,8 +138,7 @@ def train(
     batches: list[Batch],
     *,
     codes: bool,
-    past: int,
-    heads: int,
+    form: Form,
     energy_steps: int,
     information_weight: float,
     lr: float,
@@ -146,21 +156,21 @@ def train(
     planning = optimizer_of(planner, [prior, value], lr, weight_decay)
     history_of = []
     for t, b in enumerate(batches):
-        drawn = draws(posterior(formed, b, past, heads).detach(), b, codes)
+        drawn = draws(posterior(formed, b, form).detach(), b, codes)
         for _ in range(energy_steps):
-            known = histories(reader, b, past, heads)
+            known = histories(reader, b, form)
             energy_loss = -information(energy, b, drawn, known)
             step(raising, energy_loss, t, lr, warmup, grad_norm)
 
-        drawn = draws(posterior(formed, b, past, heads), b, codes)
-        known = histories(reader, b, past, heads)
+        drawn = draws(posterior(formed, b, form), b, codes)
+        known = histories(reader, b, form)
         error = cloned(policy, b, drawn, known)
         bound = information(energy, b, drawn, known)
         actor_loss = error + information_weight * bound
         step(acting, actor_loss, t, lr, warmup, grad_norm)
 
-        q = posterior(formed, b, past, heads).detach()
-        now = histories(planner, b, past, heads)[0]
+        q = posterior(formed, b, form).detach()
+        now = histories(planner, b, form)[0]
         divergence = torch.mean(kl(q, mlp(prior, now), codes))
         value_loss = torch.zeros((), dtype=now.dtype)
         for z, weight in draws(q, b, codes):

@@ -13,6 +13,7 @@ from offrl.datasets.segments import segments
 SETTINGS: dict[str, Any] = {
     **{"backbone": "mlp", "context": 1, "future": 2, "hold": 2, "latent": 3, "features": 4},
     **{"lr": LR, "warmup": 3, "weight_decay": 0.1, "energy_steps": 2, "information_weight": 0.7},
+    "max_steps": 2,
 }
 GPT: dict[str, Any] = {
     **{"backbone": "gpt", "context": 2, "layers": 1, "heads": 2, "width": 4, "max_steps": 3},
@@ -52,8 +53,7 @@ def flat_doc(
         nets,
         batches,
         codes=cfg.latents == "categorical",
-        past=cfg.context,
-        heads=cfg.heads,
+        form=flat.doc.Form(cfg.context, cfg.heads, cfg.max_steps),
         **case.settings(*TRAINING),
     )
 
@@ -69,9 +69,9 @@ def _case(noise: dict[str, Any], beside: tuple[int, ...] = (), **changes: Any) -
 
 CASES = {
     "doc": _case({"latent": (16, 3)}, grad_norm=0.3),
-    "doc-codes": _case({}, latents="categorical", grad_norm=0.0, normalize_obs=False),
+    "doc-codes": _case({}, latents="categorical", grad_norm=0.0, normalize_obs=False, max_steps=1),
     "doc-stacked": _case({}, (5,), latents="categorical", context=0, grad_norm=0.3),
-    "doc-gpt": _case({"latent": (16, 3)}, **GPT, grad_norm=0.3),
+    "doc-gpt": _case({"latent": (16, 3)}, grad_norm=0.3, **GPT),
 }
 
 COVERED = ["losses.contrastive_bound"]
@@ -195,6 +195,13 @@ FAULTS = [
         "doc doc-codes",
         ("first - j : steps - j", "first - j + 1 : steps - j + 1"),
         ("range(self.past, 0, -1)", "range(1, self.past + 2)"),
+        ("[..., first:, None]", "[..., : steps - first, None]"),
+    ),
+    *faults("latent_models.FlatHistory.forward", "doc-codes", (".clamp(max=1.0)", "")),
+    *faults(
+        "latent_models.FlatHistory.forward",
+        "doc doc-stacked",
+        ("/ self.max_steps", "/ 3"),
     ),
     *faults(
         "latent_models.TokenHistory.forward", "doc-gpt", ("[:, -count:, 0]", "[:, -count:, 1]")
