@@ -32,7 +32,7 @@ from offrl.lm.objectives import objective
 from offrl.lm.records import write_records
 from offrl.lm.scoring import agreement, ches_scores, score_answers, scored
 from offrl.lm.tokens import pad_of, tokenize
-from offrl.lm.trainer import LmTrainConfig, Plan, fit
+from offrl.lm.trainer import LmTrainConfig, Plan, check_plan, fit
 from offrl.lm.values import FILE, load_values, steered, with_values
 
 
@@ -137,7 +137,9 @@ def _plan(run: LmRun) -> Plan:
         if config.learning_rate < 1e-5:
             rate = f"{config.learning_rate:g}"
             _say(f"note: new heads learn little at a rate of {rate}; 1e-4 is usual")
-    return Plan(model, goal, items, tokenizer, config, reference)
+    plan = Plan(model, goal, items, tokenizer, config, reference)
+    check_plan(plan)
+    return plan
 
 
 @enough_memory("Lower --micro-batch or --max-length, or compute on the processor with --cpu")

@@ -128,7 +128,7 @@ def make_trainer(plan: Plan, out: Path) -> Any:
     """The trainer of a plan, ready for `.train()`."""
     transformers, config, goal = need("transformers"), plan.config, plan.objective
     need("accelerate")
-    _check(plan)
+    check_plan(plan)
     if goal.form != "demonstrations":
         without_dropout(plan.model)
     if goal.has_values:
@@ -203,7 +203,9 @@ def make_trainer(plan: Plan, out: Path) -> Any:
     return trainer
 
 
-def _check(plan: Plan) -> None:
+def check_plan(plan: Plan) -> None:
+    """Raise ConfigError for settings that do not go with the method or with each other."""
+    _reference_kind(plan)
     goal, config = plan.objective, plan.config
     if goal.mismatched and config.micro_batch < 2:
         raise ConfigError(

@@ -201,6 +201,8 @@ def test_names_and_files_that_are_not(folder: Path, capsys: pytest.CaptureFixtur
         "--batch": ("dpo", "pairs.jsonl", "--batch", "many"),
         "column 'gap_column'": ("dpo", "pairs.jsonl", "--margin", "gap_column"),
         "no behavior_logps": ("topr", "groups.jsonl"),
+        "compares with no reference": ("sft", "demonstrations.jsonl", "--reference", "copy"),
+        "a micro_batch of 1 has none": ("kto", "labels.jsonl", "--micro-batch", "1"),
     }
     for words, (method, data, *more) in cases.items():
         assert words in refusal(capsys, train(folder, method, data, *more)), words
