@@ -145,7 +145,7 @@ class NearestAction:
         With `BlockedSearch` the first is the share of proven answers. They depend on what lists
         were there before, so they describe the search and not the training.
         """
-        certified, queries = self._counts.cpu().tolist()
+        certified, queries = self._counts.tolist()
         self._counts.zero_()
         filled = 0.0 if self._table is None else self._table.filled()
         return {"certified": certified / max(queries, 1), "filled": filled}

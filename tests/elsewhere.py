@@ -49,6 +49,9 @@ class There(Tensor):
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise Crossing(f"{func} of a tensor elsewhere, outside of Elsewhere()")
