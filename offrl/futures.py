@@ -22,7 +22,7 @@ SMALL: Mapping[str, Any] = {
     **{"lr": 1e-3, "warmup": 100, "grad_norm": 1.0, "weight_decay": 0.0},
     **{"batch_size": 64, "steps": 2_000},
 }
-BANDIT: Mapping[str, Any] = {**SMALL, "future": 1, "hold": 1, "steps": 1_000}
+BANDIT: Mapping[str, Any] = {**SMALL, "future": 1, "hold": 1, "max_steps": 1, "steps": 1_000}
 # The paper's beta is 1, since actions of both components have a noise of 0.1. What matters is
 # decided in an episode's first steps, which are in fewer segments the longer these are.
 REACHER: Mapping[str, Any] = {

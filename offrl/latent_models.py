@@ -58,12 +58,15 @@ def told(segment: Segment) -> Float[Tensor, "*seed batch steps features"]:
 
 
 class FlatHistory(nn.Module):
-    """h_i = [told of steps i - past .. i - 1, s_i, min(time_i / max_steps, 1)]."""
+    """h_i = [told of steps i - past .. i - 1, s_i, min(time_i / (max_steps - 1), 1)].
+
+    With a max_steps of 1 all steps have the same time, and h says nothing of it.
+    """
 
     def __init__(self, obs_dim: int, act_dim: int, past: int, max_steps: int) -> None:
         super().__init__()
-        self.past, self.max_steps = past, max_steps
-        self.size = past * (obs_dim + act_dim + 2) + obs_dim + 1
+        self.past, self.last_time = past, max_steps - 1
+        self.size = past * (obs_dim + act_dim + 2) + obs_dim + min(self.last_time, 1)
 
     def forward(self, segment: Segment, count: int) -> Float[Tensor, "*seed batch count size"]:
         """h of the last `count` steps, before which there are at least `past`."""
@@ -71,7 +74,9 @@ class FlatHistory(nn.Module):
         first = steps - count
         before = [known[..., first - j : steps - j, :] for j in range(self.past, 0, -1)]
         now = segment.obs[..., first:, :]
-        clock = (segment.time[..., first:, None].to(now) / self.max_steps).clamp(max=1.0)
+        if not self.last_time:
+            return torch.cat([*before, now], -1)
+        clock = (segment.time[..., first:, None].to(now) / self.last_time).clamp(max=1.0)
         return torch.cat([*before, now, clock], -1)
 
 

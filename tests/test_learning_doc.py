@@ -19,7 +19,7 @@ from offrl.policy import Policy
 SETTINGS: dict[str, Any] = {
     **{"backbone": "mlp", "latents": "categorical", "latent": 4, "context": 0, "future": 1},
     **{"hold": 1, "hidden": (24, 24), "features": 8, "lr": 3e-3, "warmup": 10, "grad_norm": 1.0},
-    **{"weight_decay": 0.0, "normalize_obs": False},
+    **{"weight_decay": 0.0, "normalize_obs": False, "max_steps": 1},
 }
 COUNT = 250
 SEEDS = (0, 1, 2, 3)

@@ -48,11 +48,13 @@ def histories(net: Layers, b: Batch, form: Form) -> list[Tensor]:
     if net:
         tokens = read(net, b, form.heads)
         return [tokens[:, i, 0] for i in steps]
-    clock = torch.clamp(b["time"] / form.max_steps, max=1)[..., None].to(b["obs"].dtype)
     found = []
     for i in steps:
-        earlier = [told(b, j) for j in range(i - form.past, i)]
-        found.append(torch.cat([*earlier, b["obs"][:, i], clock[:, i]], 1))
+        known = [*(told(b, j) for j in range(i - form.past, i)), b["obs"][:, i]]
+        if form.max_steps > 1:
+            share = b["time"][:, i : i + 1] / (form.max_steps - 1)
+            known.append(torch.clamp(share, max=1).to(known[-1].dtype))
+        found.append(torch.cat(known, 1))
     return found
 
 

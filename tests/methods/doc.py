@@ -195,13 +195,17 @@ FAULTS = [
         "doc doc-codes",
         ("first - j : steps - j", "first - j + 1 : steps - j + 1"),
         ("range(self.past, 0, -1)", "range(1, self.past + 2)"),
-        ("[..., first:, None]", "[..., : steps - first, None]"),
     ),
-    *faults("latent_models.FlatHistory.forward", "doc-codes", (".clamp(max=1.0)", "")),
     *faults(
         "latent_models.FlatHistory.forward",
         "doc doc-stacked",
-        ("/ self.max_steps", "/ 3"),
+        ("/ self.last_time", "/ 3"),
+        (".clamp(max=1.0)", ""),
+    ),
+    *faults(
+        "latent_models.FlatHistory.forward",
+        "doc",
+        ("[..., first:, None]", "[..., : steps - first, None]"),
     ),
     *faults(
         "latent_models.TokenHistory.forward", "doc-gpt", ("[:, -count:, 0]", "[:, -count:, 1]")
