@@ -31,8 +31,7 @@ Norm = Literal["none", "before", "after"]
 
 Activation = Literal["relu", "mish", "gelu"]
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
-    # In place, since what it is given is its layer's own and needed by nothing else.
-    "relu": partial(nn.ReLU, inplace=True),
+    "relu": nn.ReLU,
     "mish": nn.Mish,
     "gelu": partial(nn.GELU, approximate="tanh"),  # as in flax
 }

@@ -48,17 +48,6 @@ def test_mlp_equals_a_loop(seeds: tuple[int, ...], ensemble: tuple[int, ...]) ->
             torch.testing.assert_close(y[*member, *learner], expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("norm", ["none", "before", "after"])
-def test_layers_that_write_in_place_leave_what_they_are_given(norm: Any) -> None:
-    net = MLP([OBS, *HIDDEN], Learners(SEEDS), (2,), norm=norm, activate_last=True).double()
-    x = draw(len(SEEDS), BATCH, OBS).requires_grad_()
-    before, weights = x.detach().clone(), [p.detach().clone() for p in net.parameters()]
-    slope = torch.autograd.grad(net(x).square().sum(), x, create_graph=True)[0]
-    torch.autograd.backward(slope.square().sum())
-    assert (x == before).all()
-    assert all((p == w).all() for p, w in zip(net.parameters(), weights, strict=True))
-
-
 @pytest.mark.parametrize("kind", ["mish", "gelu"])
 def test_other_activations_than_relu(kind: Any) -> None:
     mlp = MLP([3, 4, 2], Learners((4, 5)), norm="after", activation=kind)
