@@ -27,9 +27,9 @@ class BCConfig:
     """Settings of the behaviour-cloning baseline of TD3+BC's authors."""
 
     top_fraction: float = 1.0  # share of the episodes, best returns first, that is imitated
-    normalize_obs: bool = True
-    lr: float = 3e-4
-    hidden: tuple[int, ...] = (256, 256)
+    normalize_obs: bool = True  # by the mean and deviation of the data
+    lr: float = 3e-4  # learning rate
+    hidden: tuple[int, ...] = (256, 256)  # units of each layer
 
     def __post_init__(self) -> None:
         check_intervals(self, top_fraction="(0, 1]", lr="(0, inf)")

@@ -80,7 +80,7 @@ class BESOConfig:
     width: int = 360  # of tokens, or of an MLP's layers
     depth: int = 6  # layers, or blocks
     heads: int = 6  # of the GPT
-    lr: float = 1e-4
+    lr: float = 1e-4  # learning rate
     lr_decay: float = 0.99  # factor on lr in 100 updates
     weight_decay: float = 1e-2  # of AdamW
     ema: float = 0.999  # largest decay of the average

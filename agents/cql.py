@@ -69,7 +69,7 @@ class CQLConfig(SoftConfig, CocoaConfig):
     bc_steps: int = 0  # of cloning at the start; 40,000 in the authors' code
     extra_critic_layers: int = 0  # that critics have more than the policy; 2 on AntMaze
     actor_lr: float = 3e-5  # of the policy and of its temperature; 1e-4 on AntMaze and Adroit
-    normalize_obs: bool = True
+    normalize_obs: bool = True  # by the mean and deviation of the data
     cocoa_rank: int = 32  # d, products summed in each feature of COCOA's networks
     cocoa_hidden: tuple[int, ...] = (256, 256, 256)  # of f and g; the last counts the features
 

@@ -73,18 +73,18 @@ class DiffusionQLConfig(OneStep):
     ema: float = 0.995  # share of the average that one move keeps
     ema_start: int = 1000  # steps before the average first moves
     ema_every: int = 5  # steps from one move to the next
-    gamma: float = 0.99
+    gamma: float = 0.99  # discount of a step
     lr: float = 3e-4  # of the policy; 3e-5 on Adroit
     critic_lr: float = 3e-4
     lr_schedule: Literal["constant", "cosine"] = "constant"  # of both
-    polyak: float = 0.005
+    polyak: float = 0.005  # share of the weights that targets take over in an update
     width: int = 256  # of the policy's layers
     depth: int = 3  # of them
-    critic_hidden: tuple[int, ...] = (256, 256, 256)
-    normalize_obs: bool = False
+    critic_hidden: tuple[int, ...] = (256, 256, 256)  # units of each layer
+    normalize_obs: bool = False  # by the mean and deviation of the data
     standardize_reward: bool = False  # to mean 0 and deviation 1 over the dataset, as on Adroit
-    reward_scale: float = 1.0
-    reward_shift: float = 0.0
+    reward_scale: float = 1.0  # factor on rewards
+    reward_shift: float = 0.0  # added to them after it
 
     def __post_init__(self) -> None:
         check_generator(self)

@@ -81,9 +81,9 @@ class DistillConfig:
     teacher_std: float = 0.1  # s_T of a teacher that states none; actions are in [-1, 1]
     clone: float = 0.5  # share of the updates that fit the reference, with that anchor
     polyak: float = 0.005  # how far the reference moves in one update, with the anchor ema
-    normalize_obs: bool = True
-    lr: float = 3e-4
-    hidden: tuple[int, ...] = (256, 256)
+    normalize_obs: bool = True  # by the mean and deviation of the data
+    lr: float = 3e-4  # learning rate
+    hidden: tuple[int, ...] = (256, 256)  # units of each layer
 
     def __post_init__(self) -> None:
         check_choice(self, "loss", ("adpo", "kl"))

@@ -72,7 +72,7 @@ class DoCConfig(FutureConfig):
     information_weight: float = 1.0  # alpha, of I; 2 sigma^2 / m times the paper's beta
     energy_steps: int = 3  # of the energy for each of the policy
     features: int = 64  # n, of the energy's inner product
-    lr: float = 1e-4
+    lr: float = 1e-4  # learning rate
     warmup: int = 1_000  # updates over which the learning rate rises
     weight_decay: float = 1e-4
     grad_norm: float = 0.25  # at which gradients are cut; 0 cuts none

@@ -65,13 +65,13 @@ class FQLConfig(OneStep):
     q_agg: Literal["mean", "min"] = "mean"  # of the critics in y
     flow_steps: int = 10  # n, of Euler
     gamma: float = 0.99  # 0.995 on the longest tasks of OGBench
-    lr: float = 3e-4
-    polyak: float = 0.005
+    lr: float = 3e-4  # learning rate
+    polyak: float = 0.005  # share of the weights that targets take over in an update
     hidden: tuple[int, ...] = (512, 512, 512, 512)  # of flow and student
-    critic_hidden: tuple[int, ...] = (512, 512, 512, 512)
-    normalize_obs: bool = False
-    reward_scale: float = 1.0
-    reward_shift: float = 0.0
+    critic_hidden: tuple[int, ...] = (512, 512, 512, 512)  # units of each layer
+    normalize_obs: bool = False  # by the mean and deviation of the data
+    reward_scale: float = 1.0  # factor on rewards
+    reward_shift: float = 0.0  # added to them after it
 
     def __post_init__(self) -> None:
         check_intervals(self, alpha="[0, inf)", flow_steps="[1, inf)", lr="(0, inf)")

@@ -54,7 +54,7 @@ class IBCConfig(PlanConfig):
     normalize: Normalize = "zscore"
     width: int = 128  # 512 on D4RL, 2,048 for particles
     depth: int = 8  # layers, an even number; 2 for particles
-    lr: float = 1e-3
+    lr: float = 1e-3  # learning rate
     lr_decay: float = 0.99  # factor on lr in 100 updates
     negatives: int = 256  # 8 with langevin
     temperature: float = 1.0  # T

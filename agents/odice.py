@@ -57,8 +57,8 @@ class ODICEConfig(DICEConfig):
     """Settings of the authors' code on locomotion; see the recipes for AntMaze."""
 
     reward_by_return_range: bool = True  # scale by 1000 / (best - worst return)
-    reward_scale: float = 1.0
-    reward_shift: float = 0.0
+    reward_scale: float = 1.0  # factor on rewards
+    reward_shift: float = 0.0  # added to them after it
 
 
 ANT_MAZE: Mapping[str, Any] = {

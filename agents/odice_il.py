@@ -75,8 +75,8 @@ class ODICEILConfig(DICEConfig):
     layer_norm: bool = False
     squash_mean: bool = True
     weight_decay: float = 1e-5  # of the policy (L2); 1e-3 on Walker2d
-    lr: float = 1e-4
-    normalize_obs: bool = True
+    lr: float = 1e-4  # learning rate
+    normalize_obs: bool = True  # by the mean and deviation of the data
 
     def __post_init__(self) -> None:
         super().__post_init__()

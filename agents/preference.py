@@ -85,9 +85,9 @@ class PreferenceConfig:
     clone: float = 0.5  # share of the updates that fit the reference
     segment: int = 25  # steps of a segment
     flip: float = 0.0  # share of the labels that are wrong
-    normalize_obs: bool = True
-    lr: float = 3e-4
-    hidden: tuple[int, ...] = (256, 256)
+    normalize_obs: bool = True  # by the mean and deviation of the data
+    lr: float = 3e-4  # learning rate
+    hidden: tuple[int, ...] = (256, 256)  # units of each layer
 
     def __post_init__(self) -> None:
         check_choice(self, "loss", LOSSES)

@@ -63,8 +63,8 @@ class ReBRACConfig(TD3Config):
     beta2: float = 0.01  # beta_2, of the next action's distance to the logged one, in y
     lr: float = 1e-3  # of the policy; 3e-4 on AntMaze and Adroit
     critic_lr: float = 1e-3  # 5e-5 on AntMaze, 3e-4 on Adroit
-    hidden: tuple[int, ...] = (256, 256, 256)
-    normalize_obs: bool = False
+    hidden: tuple[int, ...] = (256, 256, 256)  # units of each layer
+    normalize_obs: bool = False  # by the mean and deviation of the data
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -64,15 +64,15 @@ class RIQLConfig:
     target_max: float = 1000.0  # above which it is
     actor: Literal["deterministic", "gaussian"] = "deterministic"
     actor_schedule: Literal["cosine", "constant"] = "cosine"  # of the policy's learning rate
-    gamma: float = 0.99
-    lr: float = 3e-4
-    polyak: float = 0.005
-    hidden: tuple[int, ...] = (256, 256)
+    gamma: float = 0.99  # discount of a step
+    lr: float = 3e-4  # learning rate
+    polyak: float = 0.005  # share of the weights that targets take over in an update
+    hidden: tuple[int, ...] = (256, 256)  # units of each layer
     beer: float = 0.0  # weight of BEER's penalty on the critics' features; 1e-3 in its paper
-    normalize_obs: bool = True
+    normalize_obs: bool = True  # by the mean and deviation of the data
     normalize_with_next: bool = True  # by the moments of s and s' together, not of s alone
-    reward_scale: float = 1.0
-    reward_shift: float = 0.0
+    reward_scale: float = 1.0  # factor on rewards
+    reward_shift: float = 0.0  # added to them after it
 
     def __post_init__(self) -> None:
         check_intervals(

@@ -66,7 +66,7 @@ class PlanConfig:
     normalize_action: bool = True  # to [-1, 1] by the data's range, not by the bounds
     width: int = 256  # of an MLP's layers, a transformer's tokens, the U-Net's first level
     depth: int = 3  # blocks, layers, or levels of which each has twice the channels
-    lr: float = 1e-4
+    lr: float = 1e-4  # learning rate
 
     def __post_init__(self) -> None:
         check_intervals(

@@ -42,9 +42,8 @@ RECORDED = {
 class DataConfig:
     """How a dataset is read and split."""
 
-    out_of_bounds: Literal["refuse", "clip", "keep"] = (
-        "refuse"  # refuse, clip or keep actions outside the stated bounds
-    )
+    # what is done with actions outside the stated bounds
+    out_of_bounds: Literal["refuse", "clip", "keep"] = "refuse"
     time_limit: int | Literal["keep"] | None = None  # steps: terminals there are truncations
     data_dir: str | None = None  # folder to look for named datasets in first
     validation: float | None = None  # share of episodes held out; 0.1 without an environment

@@ -56,7 +56,7 @@ class FutureConfig:
     heads: int = 1
     width: int = 128
     max_steps: int = 1000  # from this step of an episode on, all have the same time
-    normalize_obs: bool = True
+    normalize_obs: bool = True  # by the mean and deviation of the data
 
     def __post_init__(self) -> None:
         check_choice(self, "backbone", ("gpt", "mlp"))

@@ -63,13 +63,13 @@ class ImplicitGeneratorConfig(OneStep):
     actor_schedule: Literal["cosine", "constant"] = "cosine"  # of the generator's learning rate
     expectile: float = 0.7  # tau of L_V; 0.9 on AntMaze
     gamma: float = 0.99
-    lr: float = 3e-4
+    lr: float = 3e-4  # learning rate
     polyak: float = 0.005
     hidden: tuple[int, ...] = (256, 256)  # of critics and V
-    normalize_obs: bool = False
+    normalize_obs: bool = False  # by the mean and deviation of the data
     reward_by_return_range: bool = True  # scale by 1000 / (best - worst return)
-    reward_scale: float = 1.0
-    reward_shift: float = 0.0
+    reward_scale: float = 1.0  # factor on rewards
+    reward_shift: float = 0.0  # added to them after it
 
     def __post_init__(self) -> None:
         check_generator(self)

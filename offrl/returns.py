@@ -27,8 +27,8 @@ class ReturnConfig:
     max_steps: int = 1000  # from this step of an episode on, all have the same time
     return_scale: float | None = None  # divides returns; the data's largest, unless told
     target_return: float | None = None  # asked for when acting; the best of the data unless told
-    normalize_obs: bool = True
-    lr: float = 1e-4
+    normalize_obs: bool = True  # by the mean and deviation of the data
+    lr: float = 1e-4  # learning rate
     warmup: int = 10_000  # updates over which the learning rate rises
     weight_decay: float = 1e-4
     grad_norm: float = 0.25  # at which gradients are cut; 0 cuts none

@@ -42,16 +42,16 @@ CRITIC_INIT = Init(hidden_bias=0.1, last=3e-3)
 class SoftConfig:
     """Settings of soft actor-critic, and of the view of the data; each agent adds its own."""
 
-    gamma: float = 0.99
+    gamma: float = 0.99  # discount of a step
     lr: float = 3e-4  # of the critics
     actor_lr: float = 3e-4  # of the policy and of its temperature
     target_entropy: float = -1.0  # H, per component of the action
-    polyak: float = 0.005
-    hidden: tuple[int, ...] = (256, 256, 256)
+    polyak: float = 0.005  # share of the weights that targets take over in an update
+    hidden: tuple[int, ...] = (256, 256, 256)  # units of each layer
     beer: float = 0.0  # weight of BEER's penalty on the critics' features; 1e-3 in its paper
-    normalize_obs: bool = False
-    reward_scale: float = 1.0
-    reward_shift: float = 0.0
+    normalize_obs: bool = False  # by the mean and deviation of the data
+    reward_scale: float = 1.0  # factor on rewards
+    reward_shift: float = 0.0  # added to them after it
 
     def __post_init__(self) -> None:
         check_intervals(

@@ -36,7 +36,7 @@ class StyleConfig(PlanConfig):
     inner: int = 3200  # units of the layers behind attention
     latent: int = 32  # components of the style
     kl_weight: float = 10.0  # beta
-    lr: float = 1e-5
+    lr: float = 1e-5  # learning rate
     weight_decay: float = 1e-4
 
     def __post_init__(self) -> None:

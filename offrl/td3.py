@@ -34,14 +34,14 @@ class TD3Config:
     policy_noise: float = 0.2  # of the target action
     noise_clip: float = 0.5
     policy_delay: int = 2  # critic updates per policy update
-    gamma: float = 0.99
-    lr: float = 3e-4
-    polyak: float = 0.005
-    hidden: tuple[int, ...] = (256, 256)
+    gamma: float = 0.99  # discount of a step
+    lr: float = 3e-4  # learning rate
+    polyak: float = 0.005  # share of the weights that targets take over in an update
+    hidden: tuple[int, ...] = (256, 256)  # units of each layer
     beer: float = 0.0  # weight of BEER's penalty on the critics' features; 1e-3 in its paper
-    normalize_obs: bool = True
-    reward_scale: float = 1.0
-    reward_shift: float = 0.0
+    normalize_obs: bool = True  # by the mean and deviation of the data
+    reward_scale: float = 1.0  # factor on rewards
+    reward_shift: float = 0.0  # added to them after it
 
     def __post_init__(self) -> None:
         check_intervals(

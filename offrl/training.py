@@ -55,10 +55,9 @@ class TrainConfig:
     best_by: str = "auto"  # eval/return, or a validation/NAME, the lower the better
     device: str = "auto"  # cpu, cuda, cuda:1; auto takes a GPU if there is one
     backend: Literal["eager", "aot_eager", "inductor"] = "eager"  # eager, or of torch.compile
-    precision: Literal["float32", "float64"] = "float32"
-    matmul: Literal["float32", "bfloat16"] = (
-        "float32"  # to which products' factors are rounded; on a GPU bfloat16 means TensorFloat32
-    )
+    precision: Literal["float32", "float64"] = "float32"  # of weights and data
+    # to which products' factors are rounded; on a GPU bfloat16 means TensorFloat32
+    matmul: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         positive = [

@@ -151,7 +151,10 @@ def test_the_command_says_what_is_missing(
 ) -> None:
     command = ["train", "--agent", "distill", "--dataset", "halfcheetah-medium-replay"]
     command += ["--steps", "2", "--env", "none", "--out", str(tmp_path / "run")]
-    for more, says in (([], "--teacher"), (["--teacher", "no/such"], "the teacher no/such: no such directory")):
+    for more, says in (
+        ([], "--teacher"),
+        (["--teacher", "no/such"], "the teacher no/such: no such directory"),
+    ):
         assert main([*command, *more]) == 2
         lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
         assert says in lines[-1] and "Traceback" not in "".join(lines)
