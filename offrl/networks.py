@@ -118,7 +118,7 @@ class Linear(Stacked):
             return y
         # One product for all members and learners, with the bias inside it.
         stack = weight.shape[:-2]
-        x = x.expand(*stack, -1, -1).reshape(-1, *x.shape[-2:])
+        x = x.expand(*stack, -1, -1).flatten(0, -3)
         y = torch.baddbmm(bias.flatten(0, -3), x, weight.flatten(0, -3))
         return y.reshape(*stack, *y.shape[-2:])
 

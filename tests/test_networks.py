@@ -48,6 +48,14 @@ def test_mlp_equals_a_loop(seeds: tuple[int, ...], ensemble: tuple[int, ...]) ->
             torch.testing.assert_close(y[*member, *learner], expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("ensemble", [(), (2,)])
+@pytest.mark.parametrize("seeds", [(4,), SEEDS])
+def test_nothing_in_nothing_out(seeds: tuple[int, ...], ensemble: tuple[int, ...]) -> None:
+    learners = Learners(seeds)
+    net = MLP([OBS, *HIDDEN, ACT], learners, ensemble)
+    assert net(torch.zeros(*learners.shape, 0, OBS)).shape == (*ensemble, *learners.shape, 0, ACT)
+
+
 @pytest.mark.parametrize("kind", ["mish", "gelu"])
 def test_other_activations_than_relu(kind: Any) -> None:
     mlp = MLP([3, 4, 2], Learners((4, 5)), norm="after", activation=kind)
