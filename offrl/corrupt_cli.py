@@ -88,7 +88,7 @@ def attacker_for(
                 with sole_use(folder):  # killed before there was anything to continue
                     shutil.rmtree(folder)
             if folder.exists():
-                resume_run(folder, dataset=dataset)
+                resume_run(folder, dataset=dataset, device=device)
             else:
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 start_run(planned, folder)

@@ -31,11 +31,13 @@ def choose_device(name: str) -> torch.device:
     if not re.fullmatch(r"cuda(:[0-9]+)?", name):
         raise ConfigError(f"there is no device {name!r}; use auto, cpu, cuda or cuda:N")
     try:
+        torch.cuda.current_device()  # says best what is wrong where there is none
         number = name.partition(":")[2]
         device = torch.device("cuda", int(number) if number else torch.cuda.current_device())
         torch.cuda.set_device(device)
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+    # torch without CUDA lacks what it would call, and numbers may be too large for it.
+    except (RuntimeError, AssertionError, AttributeError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise ConfigError(
             f"device {name!r} cannot be used: {reason}. There is {', '.join(_present())}; "

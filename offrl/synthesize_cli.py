@@ -18,7 +18,7 @@ from offrl.arguments import Parser
 from offrl.datasets.commands import add_data_arguments, load_from_arguments
 from offrl.datasets.minari import write_minari
 from offrl.datasets.offline import OfflineDataset
-from offrl.devices import choose_device
+from offrl.devices import choose_device, enough_memory
 from offrl.errors import DataError, RunError
 from offrl.files import cache_folder, new_folder, read_json, write_json
 from offrl.policy import load_policy
@@ -100,16 +100,17 @@ def main(argv: list[str]) -> int:
     config = GeneratorConfig(
         length=options.length, channels=options.channels, steps=options.train_steps
     )
-    generator = generator_for(dataset, config, options.seed, options.device)
-    with tqdm(total=options.trajectories, desc="trajectories") as bar, torch.no_grad():
-        made = generator.make(
-            options.trajectories,
-            policy,
-            guidance,
-            options.sampler_steps,
-            options.seed,
-            progress=bar.update,
-        )
+    with enough_memory("Lower --channels or --length, or compute on the processor: --device cpu"):
+        generator = generator_for(dataset, config, options.seed, options.device)
+        with tqdm(total=options.trajectories, desc="trajectories") as bar, torch.no_grad():
+            made = generator.make(
+                options.trajectories,
+                policy,
+                guidance,
+                options.sampler_steps,
+                options.seed,
+                progress=bar.update,
+            )
     steps, ends = made.num_steps, int(made.terminated.sum())
     if options.with_source:
         made = with_source(made, dataset)

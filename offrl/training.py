@@ -114,11 +114,13 @@ class Trainer:
         self.device, dtype = choose_device(config.device), getattr(torch, config.precision)
         replay = agent.view(dataset).to(dtype)
         self.fingerprint = replay.fingerprint
-        home = home_of(replay.nbytes, self.device)
-        self.validation: Replay | None = None
+        held_out = None
         if validation is not None:
-            self.validation = _mapped_like(agent.view(validation), replay).to(dtype).to(home)
+            held_out = _mapped_like(agent.view(validation), replay).to(dtype)
+        size = replay.nbytes + (0 if held_out is None else held_out.nbytes)
+        home = home_of(size, self.device)
         with enough_memory(self._remedy()):
+            self.validation = None if held_out is None else held_out.to(home)
             replay = replay.to(home)
             agent.to(self.device, dtype)
             move_rates(agent.optimizers().values(), self.device)
@@ -367,9 +369,9 @@ class Trainer:
             if any(found[n] != expected[n] for n in found.keys() & expected.keys()):
                 different = [n for n in expected if n in found and found[n] != expected[n]]
                 raise RunError(
-                    f"{folders[k]} was made with other data: {', '.join(different)} "
+                    f"{folders[k]} began with something else: {', '.join(different)} "
                     f"{'differs' if len(different) == 1 else 'differ'} from the checkpoint's. "
-                    "Restore the dataset that the run began with"
+                    "Restore what the run began with, or start a new one"
                 )
             cut_back(self.folders[k], state["tables"])
             best = state["best"]

@@ -133,8 +133,9 @@ def test_cuda_is_refused_where_there_is_none(
         pytest.skip("this machine has a GPU")
     monkeypatch.chdir(tmp_path)
     data = str(files / "sound.hdf5")
-    error = refused(["train", "--agent", "bc", "--dataset", data, "--device", "cuda"], capsys)
-    assert "device 'cuda' cannot be used" in error and "--device auto" in error
+    for name in ("cuda", "cuda:0", f"cuda:{10**30}"):
+        error = refused(["train", "--agent", "bc", "--dataset", data, "--device", name], capsys)
+        assert f"device '{name}' cannot be used" in error and "--device auto" in error
     assert list(tmp_path.iterdir()) == []
 
 

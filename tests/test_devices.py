@@ -266,6 +266,7 @@ def test_a_missing_gpu_is_answered_with_what_there_is(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"Model {i}")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "set_device", refuse)
     said = (
         "device 'cuda:7' cannot be used: CUDA error: invalid device ordinal. There is cpu, "

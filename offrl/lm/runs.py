@@ -194,17 +194,18 @@ def score_file(given: Any) -> list[str]:
 
 def _go(plan: Plan, out: Path, *, resume: bool) -> Any:
     with sole_use(out) if first_process() else nullcontext():
-        with enough_memory(_remedy(plan.config)):
+        with enough_memory(_remedy(plan)):
             trainer = fit(plan, out, resume=resume, callbacks=[_log(out / "log.jsonl")])
         _save(trainer, out)
     return trainer
 
 
-def _remedy(config: LmTrainConfig) -> str:
+def _remedy(plan: Plan) -> str:
+    config = plan.config
+    alike = "" if plan.objective.mismatched else ", which changes nothing but speed,"
     return (
-        f"Begin a new run with a lower --micro-batch (now {config.micro_batch}), which changes "
-        f"nothing but speed, or --max-length (now {config.max_length}), or with --lora or "
-        "--gradient-checkpointing"
+        f"Begin a new run with a lower --micro-batch (now {config.micro_batch}){alike} or "
+        f"--max-length (now {config.max_length}), or with --lora or --gradient-checkpointing"
     )
 
 
