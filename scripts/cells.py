@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ from offrl.evaluation import evaluate
 from offrl.experiment import Plan, learner_folders, resume_run, start_run
 from offrl.files import read_json, write_json
 from offrl.policy import load_policy
+from offrl.teachers import print_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, WORK = ROOT / "results", ROOT / "runs" / "results"
@@ -67,7 +69,10 @@ def cell_hash(record: Mapping[str, Any]) -> str:
     often, is left out.
     """
     train = {k: v for k, v in record["train"].items() if k not in WRITING}
-    settings = [record["agent_config"], record["data"], train]
+    own = dict(record["agent_config"])
+    if own.get("teacher"):
+        own["teacher"] = print_of(own["teacher"])  # wherever it lies
+    settings = [own, record["data"], train]
     text = json.dumps(
         {
             "agent": record["agent"],
@@ -83,6 +88,11 @@ def cell_hash(record: Mapping[str, Any]) -> str:
 def portable(text: str) -> str:
     """With paths inside the checkout relative to it: a cell is the same wherever it is made."""
     return text.replace(f"{ROOT}{os.sep}", "")
+
+
+def published(record: str) -> str:
+    """A run's record without a word of the machine: of other paths, the last part."""
+    return re.sub(r'"/(?:[^"]*/)?([^"/]+)"', r'"\1"', portable(record))
 
 
 def _in_use(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,7 +130,7 @@ def run_cell(
     targets, sources = (learner_folders(f, planned.train) for f in (target, folder))
     for path, source in zip(targets, sources, strict=True):
         path.mkdir(parents=True)
-        (path / "config.json").write_text(portable((source / "config.json").read_text()))
+        (path / "config.json").write_text(published((source / "config.json").read_text()))
         lines = (source / "metrics.csv").read_text().splitlines(keepends=True)
         kept = [line for line in lines if any(word in line for word in KEPT)]
         (path / "metrics.csv").write_text("".join(kept))

@@ -100,12 +100,11 @@ def section(folder: Path) -> list[str]:
     deviates = "deviates by {:.3f} on average" if std else "counts as deviating by {:.3f}"
     lines = [
         "",
-        f"## {config['env']}, a teacher by `{known['agent']}`",
+        f"## {config['env']}, {_teacher(known)}",
         "",
-        f"The teacher, of {known['step']:,} updates on {known['dataset']}, returns "
-        f"{final['mean']:.1f} ({t_interval(final['returns'])}, over starts) and "
-        f"{deviates.format(std or own['teacher_std'])}. Students see the {data['steps']:,} states "
-        f"of {data['name']}, whose episodes return {data['behaviour_return_mean']:.1f}.",
+        f"The teacher returns {final['mean']:.1f} ({t_interval(final['returns'])}, over starts) "
+        f"and {deviates.format(std or own['teacher_std'])}. Students see the {data['steps']:,} "
+        f"states of {data['name']}, whose episodes return {data['behaviour_return_mean']:.1f}.",
         "",
         "| student | return | 95 % interval | % of the teacher's | action error | KL | seeds "
         "| updates |",
@@ -123,6 +122,15 @@ def section(folder: Path) -> list[str]:
         )
     discussion = folder / "discussion.md"
     return lines + (["", discussion.read_text().strip()] if discussion.exists() else [])
+
+
+def _teacher(known: Mapping[str, Any]) -> str:
+    """What a policy's provenance says of it, which may be nothing."""
+    if not known["agent"]:
+        return "a teacher of unknown origin"
+    steps = "" if known["step"] is None else f", {known['step']:,} updates"
+    data = "" if not known["dataset"] else f" on {known['dataset']}"
+    return f"a teacher by `{known['agent']}`{steps}{data}"
 
 
 INTRODUCTION = """\

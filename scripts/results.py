@@ -9,8 +9,8 @@ A cell is an agent on a dataset with all its seeds, trained side by side. It is 
 of everything that determines its numbers; a finished cell is skipped, an unfinished one resumed.
 Agents whose settings name an expert or a teacher imitate it, and those that plan chunks imitate
 everybody, whatever the rewards are: scripts/imitation.py, distillation.py, generative.py,
-conditioning.py and demonstrated.py compare those, and here they are run only where --agents asks
-for them.
+conditioning.py and demonstrated.py compare those. Those that are asked for a return are
+scripts/sequences.py's and luck.py's. Here all of these are run only where --agents asks for them.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from offrl.plotting import learners
 COMPARED = tuple(
     name
     for name, (_, config) in AGENTS.items()
-    if not any(hasattr(config, name) for name in ("expert", "teacher", "horizon"))
+    if not any(hasattr(config, name) for name in ("expert", "teacher", "horizon", "context"))
 )
 STEPS = (20, 200)  # control steps before the time is taken, and while it is
 MEASURED = ROOT / "agents" / "measured.json"

@@ -47,7 +47,7 @@ from offrl.datasets.replay import RETURN_RANGE, action_maps
 from offrl.dynamics import DynamicsConfig
 from offrl.errors import RunError
 from offrl.experiment import Plan, plan
-from offrl.files import write_json
+from offrl.files import read_json, write_json
 from offrl.policy import Policy, load_policy
 from offrl.policy_guidance import Guidance
 from offrl.synthesis import GeneratorConfig, log_density, with_source
@@ -173,7 +173,18 @@ def measure(
         }
     generator = sets["unguided"].provenance["synthetic"]
     facts = {"generator": generator, "weight": making.weight, "model": fidelity.model_facts(model)}
-    return {"sets": found, **facts}
+    return {"sets": found, "made": making.key(), **facts}
+
+
+def with_earlier(name: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """These facts with those of sets that other agents had made by the same settings."""
+    path = PAGE / name / "data.json"
+    earlier = read_json(path) if path.exists() else {}
+    if earlier.get("made") == facts["made"]:
+        for data, found in earlier["sets"].items():
+            known = facts["sets"].setdefault(data, found)
+            known["likelihood"] = {**found["likelihood"], **known["likelihood"]}
+    return facts
 
 
 def arguments() -> argparse.Namespace:
@@ -225,7 +236,8 @@ def run(options: argparse.Namespace) -> None:
         run_cell(logged, f"{page}/logged/{agent}", measure=keep)
     sets = {"logged": source, "unguided": made(source, making, None)}
     sets |= {f"guided, {a}": made(source, making, (a, targets[a])) for a in options.agents}
-    write_json(PAGE / source.name / "data.json", measure(sets, source, targets, making, options))
+    facts = measure(sets, source, targets, making, options)
+    write_json(PAGE / source.name / "data.json", with_earlier(source.name, facts))
     for agent in options.agents:
         guided = sets[f"guided, {agent}"]
         both = replace(with_source(guided, source), name=f"{guided.name}-and-logged")

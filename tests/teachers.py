@@ -1,4 +1,4 @@
-"""Small policies, saved in a folder of the session's, that tests learn from."""
+"""Small policies, saved in a folder that goes when the tests end, that tests learn from."""
 
 import tempfile
 from pathlib import Path

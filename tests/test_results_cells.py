@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-from cells import cell_hash
+from cells import cell_hash, published
 
 from offrl.agents import AGENTS
 from results import COMPARED
@@ -36,6 +36,22 @@ def test_an_option_that_is_off_leaves_a_cell_as_it_was() -> None:
     assert len({cell_hash(r) for r in (new_option, switched_on, other_rank)}) == 3
 
 
+def test_a_teacher_counts_wherever_it_lies(tmp_path: Path) -> None:
+    def of(name: str, weights: bytes) -> str:
+        policy = tmp_path / name / "policy"
+        policy.mkdir(parents=True)
+        (policy / "policy.json").write_text("{}")
+        (policy / "policy.safetensors").write_bytes(weights)
+        return cell_hash(record(agent_config={"teacher": str(tmp_path / name)}))
+
+    assert of("here", b"same") == of("there", b"same") != of("there-too", b"other")
+
+
+def test_what_is_published_names_no_place_of_a_machine() -> None:
+    text = '{"teacher": "/home/somebody/runs/iql", "env": "offrl/Recall-v0", "share": 1}'
+    assert published(text) == '{"teacher": "iql", "env": "offrl/Recall-v0", "share": 1}'
+
+
 @pytest.mark.parametrize("change", [{"log_every": 10}, {"keep_checkpoints": 5}])
 def test_what_a_run_writes_is_no_part_of_its_numbers(change: dict[str, Any]) -> None:
     assert cell_hash(record(train=change)) == cell_hash(record())
@@ -60,7 +76,7 @@ def test_what_determines_the_numbers_makes_another_cell(changes: dict[str, Any])
     assert cell_hash(record(**changes)) != cell_hash(record())
 
 
-def test_only_what_imitates_is_left_out_unless_it_is_asked_for() -> None:
+def test_what_imitates_or_is_asked_for_a_return_is_left_to_other_scripts() -> None:
     left = {"odice_il", "chunk_bc", "diffusion_policy", "flow_bc", "consistency_bc", "beso", "ptp"}
-    left |= {"ibc", "ebt", "act", "act_jepa", "distill"}
+    left |= {"ibc", "ebt", "act", "act_jepa", "distill", "dt", "decision_mamba", "doc"}
     assert set(AGENTS) - set(COMPARED) == left and {"bc", "percent_bc"} <= set(COMPARED)
