@@ -73,7 +73,8 @@ class Group:
     """Several answers to a prompt with a reward each, and what their sampler thought of them.
 
     `behavior_logps` has one entry per answer: the log-probabilities of its tokens, or their sum;
-    `token_rewards` the rewards of its tokens, to which that of the answer is added at the last.
+    `token_rewards` the rewards of its tokens, the one that ends it included, to which that of the
+    answer is added at the last.
     """
 
     prompt: Text
