@@ -369,7 +369,7 @@ class Trainer:
             if any(found[n] != expected[n] for n in found.keys() & expected.keys()):
                 different = [n for n in expected if n in found and found[n] != expected[n]]
                 raise RunError(
-                    f"{folders[k]} began with something else: {', '.join(different)} "
+                    f"{folders[k]} was made with other data: {', '.join(different)} "
                     f"{'differs' if len(different) == 1 else 'differ'} from the checkpoint's. "
                     "Restore what the run began with, or start a new one"
                 )
