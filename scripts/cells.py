@@ -147,6 +147,17 @@ def run_cell(
     )
 
 
+def write_page(page: Path, introduction: str, section: Callable[[Path], list[str]]) -> None:
+    """README.md of a table's folder: a section for each folder in it, then what is said by hand."""
+    text = [introduction]
+    for folder in sorted(p for p in page.iterdir() if p.is_dir()):
+        if lines := section(folder):
+            discussion = folder / "discussion.md"
+            said = ["", discussion.read_text().strip()] if discussion.exists() else []
+            text += lines + said
+    (page / "README.md").write_text("\n".join(text) + "\n")
+
+
 def machine() -> str:
     """The class of machine, in words."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"

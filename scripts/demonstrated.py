@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cells import RESULTS, add_training_arguments, run_cell, training_settings
+from cells import RESULTS, add_training_arguments, run_cell, training_settings, write_page
 from generative import demonstrations, interval, percent
 
 import offrl
@@ -93,8 +93,7 @@ def section(folder: Path) -> list[str]:
             f"| {np.mean(returns):.1f} | {spread} | {len(finals)} | {network} "
             f"| {own['horizon']} | {own['execute']} |"
         )
-    discussion = folder / "discussion.md"
-    return lines + (["", discussion.read_text().strip()] if discussion.exists() else [])
+    return lines
 
 
 INTRODUCTION = """\
@@ -104,14 +103,6 @@ Success is the share of starts, common to all, at some step of which the environ
 over seeds with their 95 % intervals (Student's t over seeds, that of success cut at the ends of
 its range). Made by `python scripts/demonstrated.py`; each cell's `cell.json` has its command,
 commit, machine and every return."""
-
-
-def draw(page: Path) -> None:
-    """Write README.md into `page`."""
-    text = [INTRODUCTION]
-    for folder in sorted(p for p in page.iterdir() if p.is_dir()):
-        text += section(folder)
-    (page / "README.md").write_text("\n".join(text) + "\n")
 
 
 def main() -> int:
@@ -136,7 +127,7 @@ def main() -> int:
             settings = {**common, **own}
             planned = plan(agent, data, env, "none", settings=settings)
             run_cell(planned, f"demonstrated/{env}/{agent}", EPISODES[env])
-    draw(PAGE)
+    write_page(PAGE, INTRODUCTION, section)
     return 0
 
 

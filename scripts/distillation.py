@@ -27,6 +27,7 @@ from cells import (
     cell_hash,
     run_cell,
     training_settings,
+    write_page,
 )
 
 import offrl
@@ -120,8 +121,7 @@ def section(folder: Path) -> list[str]:
             f"| {100 * np.mean(returns) / final['mean']:.1f} | {error:.4f} | {kl:.2f} "
             f"| {len(returns)} | {steps:,} |"
         )
-    discussion = folder / "discussion.md"
-    return lines + (["", discussion.read_text().strip()] if discussion.exists() else [])
+    return lines
 
 
 def _teacher(known: Mapping[str, Any]) -> str:
@@ -142,14 +142,6 @@ actions, of components in [-1, 1], and KL that of the teacher's Gaussian from th
 at logged observations; where each anchor leads in theory is on the page of `offrl agents distill`.
 Made by `python scripts/distillation.py`; each cell's `cell.json` has its command, commit, machine
 and every return."""
-
-
-def draw(page: Path) -> None:
-    """Write README.md into `page`."""
-    text = [INTRODUCTION]
-    for folder in sorted(p for p in page.iterdir() if p.is_dir()):
-        text += section(folder)
-    (page / "README.md").write_text("\n".join(text) + "\n")
 
 
 def main() -> int:
@@ -183,7 +175,7 @@ def main() -> int:
             width = planned.agent_config.teacher_std
             measure = partial(distances, teacher, data, width)
             run_cell(planned, f"{PAGE.name}/{folder.name}/{row}", measure=measure)
-    draw(PAGE)
+    write_page(PAGE, INTRODUCTION, section)
     return 0
 
 

@@ -47,12 +47,18 @@ def test_the_page_shows_students_beside_their_teacher(
     cell(folder / "kl", [2000.0, 2000.0], 0.02)
     write_json(folder / "teacher.json", {"teacher": known, "std": std, "final": final})
     (folder / "discussion.md").write_text("Seen by eye.\n")
-    distillation.draw(tmp_path)
+    cells.write_page(tmp_path, distillation.INTRODUCTION, distillation.section)
     text = (tmp_path / "README.md").read_text()
     assert "a teacher by `wise`" in text and says in text and "Seen by eye." in text
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert [row.split("|")[1].strip()[:5] for row in rows] == ["stude", "plain", "ADPO,"]
     assert "| 4500.0 | -1853.1 to 10853.1 | 90.0 | 0.0100 | 2.00 | 2 | 50,000 |" in rows[2]
+
+
+def test_a_teacher_may_be_of_unknown_origin() -> None:
+    nothing = {"agent": None, "dataset": None, "seed": None, "step": None}
+    assert distillation._teacher(nothing) == "a teacher of unknown origin"
+    assert distillation._teacher({**nothing, "agent": "iql"}) == "a teacher by `iql`"
 
 
 def test_distances_are_of_the_actions_at_logged_observations() -> None:

@@ -8,7 +8,7 @@ or a name on the Hugging Face hub; a folder of a LoRA adapter is read onto the b
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -156,7 +156,7 @@ def _head_output(model: nn.Module, batch: Batch, core: nn.Module) -> Tensor:
 def _picking(core: Any, inside: Tensor, labels: Tensor) -> Iterator[None]:
     """The head gives log-probabilities of the labels at these places instead of logits."""
     head, keep = core.get_output_embeddings(), inside.shape[1] + 1
-    plain, own = head.forward, "forward" in vars(head)
+    plain = head.forward
     rows = max(LOGITS // head.out_features, 1)
 
     def of(states: Tensor, wanted: Tensor) -> Tensor:
@@ -170,13 +170,21 @@ def _picking(core: Any, inside: Tensor, labels: Tensor) -> Iterator[None]:
         again: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
         return torch.cat([checkpoint(of, *part, **again) for part in parts])
 
-    head.forward = forward
+    with computing(head, forward):
+        yield
+
+
+@contextmanager
+def computing(part: Any, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within, this part of a model computes `forward`; after it what it did before."""
+    before, own = part.forward, "forward" in vars(part)
+    part.forward = forward
     try:
         yield
     finally:
-        del head.forward
+        del part.forward
         if own:
-            head.forward = plain
+            part.forward = before
 
 
 def ends_with_head(model: nn.Module, batch: Batch, core: Any) -> bool:

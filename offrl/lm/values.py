@@ -32,7 +32,7 @@ from offrl.checks import check_intervals
 from offrl.divergences import at_least_float32
 from offrl.errors import ConfigError, DataError
 from offrl.lm.losses.tokens import ilql_logits
-from offrl.lm.models import answer_logits, core_of, ends_with_head
+from offrl.lm.models import answer_logits, computing, core_of, ends_with_head
 from offrl.optim import polyak_update, target_of
 
 FILE = "values.safetensors"
@@ -225,16 +225,11 @@ def steered(model: Any, beta: float) -> Iterator[None]:
     if not 0 <= beta < float("inf"):
         raise ConfigError(f"beta is {beta}; it must be a number of 0 or more")
     values, head = values_of(model), _head_of(core_of(model))
-    plain, own = head.forward, "forward" in vars(head)
+    plain = head.forward
 
     def forward(states: Tensor) -> Tensor:
         q, value = values.target(states), values.state_value(states)
         return ilql_logits(plain(states), q, value, beta=beta)
 
-    head.forward = forward
-    try:
+    with computing(head, forward):
         yield
-    finally:
-        del head.forward
-        if own:
-            head.forward = plain
