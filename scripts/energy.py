@@ -5,8 +5,8 @@
     python scripts/energy.py --draw                     # the page of the cells that exist
 
 All rows learn from the same demonstrations, those of scripts/generative.py, and have the recipes of
-offrl's tasks. The policy of each is then tried with other numbers of steps, the same for descent
-and for DDIM; where there is an energy it is asked for states outside of the data
+offrl's tasks. The policy of each is then tried with other numbers of steps, the same for descent,
+DDIM and a flow; where there is an energy it is asked for states outside of the data
 (scripts/strangeness.py). Finished cells are skipped and unfinished ones resumed, as by
 scripts/results.py.
 """
@@ -41,6 +41,7 @@ ROWS: Mapping[str, tuple[str, Mapping[str, Any], str]] = {  # agent, settings, w
     "ebt-noised": ("ebt", {"noised": 1.0, "sampler_steps": 8}, "EBT, learned from noised chunks"),
     "ibc": ("ibc", {}, "Implicit BC"),
     "diffusion": ("diffusion_policy", {}, "Diffusion Policy, by DDIM"),
+    "flow": ("flow_bc", {}, "flow matching, by Euler"),
     "regression": ("chunk_bc", {}, "regression of chunks"),
 }
 STEPS = (1, 2, 3, 4, 8, 16, 32)
@@ -69,7 +70,7 @@ def descended(path: Path, steps: int, still: float = 0.0) -> Policy:
 def measured(path: Path, row: str, env: str, learned: OfflineDataset) -> dict[str, Any]:
     """How a run's policy does with so many steps, and what its energy finds."""
     agent, new = ROWS[row][0], unseen(env)
-    stepped: Any = {"ebt": descended, "diffusion_policy": _ddim}.get(agent)
+    stepped: Any = {"ebt": descended, "diffusion_policy": _ddim, "flow_bc": _euler}.get(agent)
     tried = [] if stepped is None else [_rates(stepped(path, n), env, steps=n) for n in STEPS]
     settling = []
     for still in SETTLING if agent == "ebt" else ():
@@ -85,6 +86,10 @@ def measured(path: Path, row: str, env: str, learned: OfflineDataset) -> dict[st
 
 def _ddim(path: Path, steps: int) -> Policy:
     return resampled(path, "ddim", steps)
+
+
+def _euler(path: Path, steps: int) -> Policy:
+    return resampled(path, "euler", steps)
 
 
 def _rates(policy: Policy, env: str, **facts: float) -> dict[str, Any]:
@@ -250,10 +255,10 @@ INTRODUCTION = f"""\
 Success is the share of {EPISODES} starts, common to all, that reach the target; coverage is the
 entropy of the ways that successful episodes took, 1 where all are equally common. Means over seeds
 with their 95 % intervals (Student's t over seeds, cut at the ends of the range). A step of descent
-costs a forward and a backward pass, a step of DDIM a forward one. Strange states are told from
-ordinary ones by what the energy says of the plan made there (scripts/strangeness.py). Made by
-`python scripts/energy.py`; each cell's `cell.json` has its command, commit, machine and every
-return."""
+costs a forward and a backward pass, a step of DDIM or of a flow a forward one. Strange states are
+the same for all policies, and told from ordinary ones by what the energy says of the plan made
+there (scripts/strangeness.py). Made by `python scripts/energy.py`; each cell's `cell.json` has its
+command, commit, machine and every return."""
 
 
 def main(words: Sequence[str] | None = None) -> int:

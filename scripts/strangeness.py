@@ -1,7 +1,8 @@
 """How well a policy's energy tells states outside of its data from ordinary ones.
 
 Ordinary states are those of demonstrations that no policy learned from. Strange ones are made of
-them, in the policy's normalised units; the observations of a window are changed alike:
+them, the same for every policy; the observations of a window are changed alike. The unit of each
+component is its standard deviation in what was learned from, 0 for one that is constant there:
 
     moved     by 2 in a direction drawn for each
     nudged    by 0.5 in one
@@ -33,16 +34,22 @@ POINTS = 100  # of a curve that is kept
 
 
 def states(policy: Any, data: OfflineDataset, count: int) -> F32:
-    """Normalised observations (count, history, obs), evenly from all windows of the data."""
+    """Observations (count, history, obs) in the data's units, evenly from all its windows."""
     execution = policy.execution
     view = windows(data, history=execution.history, horizon=execution.horizon)
     chosen = np.linspace(0, len(view.index) - 1, min(count, len(view.index))).astype(np.int64)
-    obs = view.sample(view.index[torch.from_numpy(chosen)]).obs.numpy()
-    scaled: F32 = ((obs - policy.obs_mean) / policy.obs_std).astype(np.float32)
-    return scaled
+    obs: F32 = view.sample(view.index[torch.from_numpy(chosen)]).obs.numpy()
+    return obs
 
 
-def strange(kind: str, ordinary: F32, generator: np.random.Generator) -> F32:
+def units(learned: F32) -> F32:
+    """Standard deviations (obs,) of observations (n, history, obs); 0 of a constant component."""
+    varies = np.ptp(learned, (0, 1)) > 0
+    found: F32 = np.where(varies, learned.std((0, 1), dtype=np.float64), 0).astype(np.float32)
+    return found
+
+
+def strange(kind: str, ordinary: F32, unit: F32, generator: np.random.Generator) -> F32:
     """As many strange states of this kind."""
     if kind == "shuffled":
         made = ordinary.copy()
@@ -51,7 +58,7 @@ def strange(kind: str, ordinary: F32, generator: np.random.Generator) -> F32:
         return made
     direction = generator.standard_normal((len(ordinary), 1, ordinary.shape[-1]))
     direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
-    moved: F32 = (ordinary + KINDS[kind] * direction).astype(np.float32)
+    moved: F32 = (ordinary + KINDS[kind] * unit * direction).astype(np.float32)
     return moved
 
 
@@ -59,6 +66,7 @@ def strange(kind: str, ordinary: F32, generator: np.random.Generator) -> F32:
 def judged(policy: Any, obs: F32, generator: np.random.Generator) -> dict[str, NDArray[Any]]:
     """What the energy says of plans made at these states, and how many slopes they took."""
     planner, execution = policy.actor, policy.execution
+    obs = ((obs - policy.obs_mean) / policy.obs_std).astype(np.float32)
     like, found = next(planner.parameters()), []
     for part in np.array_split(obs, max(len(obs) // CHUNK, 1)):
         n, past = len(part), execution.history - 1
@@ -93,15 +101,19 @@ def detection(
     policy: Policy, learned: OfflineDataset, unseen: OfflineDataset, count: int
 ) -> dict[str, Any]:
     """Areas by kind and score, and the energy's curves, for one policy."""
-    generator = np.random.default_rng(0)
+    # Of two streams, so that how much noise a policy takes does not change the strange states.
+    made, noise = np.random.default_rng(0), np.random.default_rng(1)
     ordinary, known = states(policy, unseen, count), states(policy, learned, 4 * count)
-    said = judged(policy, ordinary, generator)
-    base = {**said, "distance": nearest(ordinary, known)}
+    unit = units(known)
+    scale = np.where(unit > 0, unit, 1).astype(np.float32)  # of distances
+    said = judged(policy, ordinary, noise)
+    base = {**said, "distance": nearest(ordinary / scale, known / scale)}
     areas: dict[str, dict[str, float]] = {}
     curves: dict[str, dict[str, list[float]]] = {}
     for kind in KINDS:
-        obs = strange(kind, ordinary, generator)
-        other = {**judged(policy, obs, generator), "distance": nearest(obs, known)}
+        obs = strange(kind, ordinary, unit, made)
+        far = nearest(obs / scale, known / scale)
+        other = {**judged(policy, obs, noise), "distance": far}
         found: dict[str, Curve] = {s: receiver_curve(base[s], other[s]) for s in SCORES}
         areas[kind] = {name: curve.area for name, curve in found.items()}
         energy = found["energy"]

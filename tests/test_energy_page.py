@@ -36,6 +36,7 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "ebt": ("ebt", TINY, "EBT"),
         "ibc": ("ibc", searched, "IBC"),
         "diffusion": ("diffusion_policy", TINY, "DDIM"),
+        "flow": ("flow_bc", TINY, "Euler"),
         "regression": ("chunk_bc", TINY, "regression"),
     }
     monkeypatch.setattr(energy, "ROWS", rows)
@@ -64,7 +65,7 @@ def test_cells_are_run_skipped_and_drawn(page: Path, capsys: pytest.CaptureFixtu
     assert (page / f"{folder.name}.png").read_bytes().startswith(b"\x89PNG")
     capsys.readouterr()
     energy.main(words)
-    assert capsys.readouterr().out.count("finished already") == 4
+    assert capsys.readouterr().out.count("finished already") == 5
     energy.main(["--draw"])
     assert (page / "README.md").read_text() == text
 
@@ -73,7 +74,8 @@ def policy_of(name: str, tmp_path: Path, **changes: Any) -> Path:
     from offrl.envs.scripted import demonstrator
 
     cls, default = AGENTS[name]
-    config = type(default)(**{**vars(default), **cls.recipes["offrl"], **changes})
+    recipe = {k: v for k, v in cls.recipes["offrl"].items() if k in vars(default)}
+    config = type(default)(**{**vars(default), **recipe, **changes})
     agent = cls(demonstrator(ENV).spec, config, Learners())
     agent.policy().save(tmp_path / "policy")
     return tmp_path / "policy"
@@ -91,16 +93,48 @@ def test_strange_states_are_as_far_as_they_say() -> None:
     generator = np.random.default_rng(0)
     ordinary = generator.standard_normal((30, 2, 4)).astype(np.float32)
     for kind, far in (("moved", 2.0), ("nudged", 0.5)):
-        found = strangeness.strange(kind, ordinary, generator)
+        found = strangeness.strange(kind, ordinary, np.ones(4, np.float32), generator)
         step = found - ordinary
         np.testing.assert_allclose(np.linalg.norm(step, axis=-1), far, rtol=1e-5)
         np.testing.assert_allclose(step[:, 0], step[:, 1], atol=1e-5)
-    shuffled = strangeness.strange("shuffled", ordinary, generator)
+    shuffled = strangeness.strange("shuffled", ordinary, np.ones(4, np.float32), generator)
     assert not np.array_equal(shuffled, ordinary)
     for k in range(4):
         # Windows move together, and every component keeps its values.
         pairs = {tuple(p) for p in ordinary[..., k].tolist()}
         assert {tuple(p) for p in shuffled[..., k].tolist()} == pairs
+
+
+def test_strange_states_are_in_the_units_of_the_data() -> None:
+    learned = np.array([[[0.0, 7.1, 10.0]], [[2.0, 7.1, 30.0]]], np.float32)
+    unit = strangeness.units(learned)
+    np.testing.assert_array_equal(unit, [1.0, 0.0, 10.0])
+    step = strangeness.strange("moved", learned, unit, np.random.default_rng(0)) - learned
+    assert not step[..., 1].any()
+    ones = np.ones(3, np.float32)
+    same = strangeness.strange("moved", learned, ones, np.random.default_rng(0)) - learned
+    np.testing.assert_allclose(step[..., [0, 2]], same[..., [0, 2]] * [1.0, 10.0], rtol=1e-4)
+
+
+def test_strange_states_are_the_same_for_every_policy(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    judge = strangeness.judged
+
+    def judged(policy: Any, obs: Any, noise: Any) -> Any:
+        seen.append(obs.copy())
+        return judge(policy, obs, noise)
+
+    monkeypatch.setattr(strangeness, "judged", judged)
+    data = energy.unseen(ENV)
+    for name, own in (("ebt", TINY), ("ibc", {"width": 8, "depth": 2, "candidates": 8})):
+        path = policy_of(name, tmp_path / name, **own)
+        strangeness.detection(load_policy(path), data, data, 10)
+    half = len(seen) // 2
+    assert half == 1 + len(strangeness.KINDS)
+    for first, second in zip(seen[:half], seen[half:], strict=True):
+        np.testing.assert_array_equal(first[:, -1], second[:, -1])
 
 
 def test_distances_to_what_was_learned_by_hand() -> None:
