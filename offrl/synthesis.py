@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from offrl.actors import DeterministicActor, GaussianActor, SquashedGaussianActor
-from offrl.checks import check_intervals
+from offrl.checks import check_intervals, check_multiple
 from offrl.datasets.offline import OfflineDataset
 from offrl.denoising import Denoise, denoiser, matching_error
 from offrl.ema import Average, Decay
@@ -39,6 +39,8 @@ from offrl.trajectories import Trajectories, episodes_of, trajectories
 from offrl.unet import UNet
 
 MARK = "synthetic"  # of steps that nobody took
+LEVELS, GROUPS = 3, 8  # of the U-Net
+GuidingActor = DeterministicActor | GaussianActor | SquashedGaussianActor
 Progress = Callable[[int], object]  # is told how many steps, or trajectories, have been added
 
 
@@ -46,7 +48,7 @@ Progress = Callable[[int], object]  # is told how many steps, or trajectories, h
 class GeneratorConfig:
     """Of the model of trajectories and of its training."""
 
-    length: int = 32  # rows of a piece, one more than its transitions; a multiple of 4
+    length: int = 32  # rows of a piece, one more than its transitions
     stride: int = 8  # rows from the beginning of one piece to that of the next
     channels: int = 64  # of the U-Net's first level; twice as many in each of two more
     steps: int = 50_000  # of training
@@ -59,6 +61,8 @@ class GeneratorConfig:
         counts = ("length", "stride", "channels", "steps", "batch_size", "ema_every")
         check_intervals(self, **dict.fromkeys(counts, "[1, inf)"))
         check_intervals(self, lr="(0, inf)", ema="[0, 1]")
+        check_multiple(self, "length", 2 ** (LEVELS - 1), f"a U-Net of {LEVELS} levels")
+        check_multiple(self, "channels", GROUPS, f"a U-Net whose norms have {GROUPS} groups")
 
 
 class Generator(nn.Module):
@@ -72,7 +76,7 @@ class Generator(nn.Module):
         cfg = self.config
         self.view = trajectories(dataset, cfg.length, cfg.stride)
         self.process = EDM(sigma_data=1.0)
-        widths = [cfg.channels * 2**i for i in range(3)]
+        widths = [cfg.channels * 2**i for i in range(LEVELS)]
         shape = cfg.length, self.view.x.shape[-1], 0
         self.net = UNet(*shape, Learners((seed,)), channels=widths, kernel=3, level_scale=1e3)
         self.average = Average(self.net, Decay("constant", high=cfg.ema, every=cfg.ema_every))
@@ -115,8 +119,8 @@ class Generator(nn.Module):
     ) -> OfflineDataset:
         """So many trajectories as a dataset, whose provenance says that and how they were made.
 
-        Without a policy they are guided nowhere. Raises ConfigError for a policy whose actions
-        have no density here or that was trained for other observations or actions.
+        Without a policy they are guided nowhere. Raises ConfigError for a policy that
+        `guiding_actor` refuses.
         """
         guidance = guidance or Guidance()
         like = next(self.net.parameters())
@@ -216,20 +220,29 @@ def sample(
     return heun(denoise, *given, before=before, churn=Churn()).x
 
 
-def policy_likelihood(policy: Policy, view: Trajectories, device: torch.device) -> Likelihood:
-    """sum_t log pi(a_t | s_t) of standardised trajectories, for a policy of one observation."""
-    if (policy.obs_dim, policy.act_dim) != (view.obs_dim, view.act_dim):
+def guiding_actor(policy: Policy, data: Trajectories | OfflineDataset) -> GuidingActor:
+    """The policy's actor, which can guide trajectories like these.
+
+    Raises ConfigError for a policy whose actions have no density here, or that was trained for
+    other observations or actions.
+    """
+    if (policy.obs_dim, policy.act_dim) != (data.obs_dim, data.act_dim):
         raise ConfigError(
             f"the policy has observations of {policy.obs_dim} and actions of {policy.act_dim} "
-            f"numbers, the dataset {view.obs_dim} and {view.act_dim}"
+            f"numbers, the dataset {data.obs_dim} and {data.act_dim}"
         )
     actor = policy.actor
-    if not isinstance(actor, DeterministicActor | GaussianActor | SquashedGaussianActor):
+    if not isinstance(actor, GuidingActor):
         raise ConfigError(
             f"a policy of {type(actor).__name__} has no likelihood of an action to guide by; take "
             "one whose actor is deterministic, Gaussian or a squashed Gaussian"
         )
-    actor = actor.to(device)
+    return actor
+
+
+def policy_likelihood(policy: Policy, view: Trajectories, device: torch.device) -> Likelihood:
+    """sum_t log pi(a_t | s_t) of standardised trajectories, for a policy of one observation."""
+    actor = guiding_actor(policy, view).to(device)
     mean, std = (torch.from_numpy(x).to(device) for x in (policy.obs_mean, policy.obs_std))
 
     def summed(x: Tensor) -> Tensor:
@@ -241,7 +254,7 @@ def policy_likelihood(policy: Policy, view: Trajectories, device: torch.device) 
 
 
 def log_density(
-    actor: DeterministicActor | GaussianActor | SquashedGaussianActor,
+    actor: GuidingActor,
     obs: Float[Tensor, "batch time obs"],
     action: Float[Tensor, "batch time act"],
 ) -> Float[Tensor, "batch time"]:

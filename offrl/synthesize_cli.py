@@ -23,7 +23,7 @@ from offrl.errors import DataError, RunError
 from offrl.files import cache_folder, new_folder, read_json, write_json
 from offrl.policy import load_policy
 from offrl.policy_guidance import Guidance
-from offrl.synthesis import Generator, GeneratorConfig, with_source
+from offrl.synthesis import Generator, GeneratorConfig, guiding_actor, with_source
 
 WEIGHTS, LOSSES = "generator.safetensors", "losses.json"
 
@@ -97,6 +97,8 @@ def main(argv: list[str]) -> int:
     guidance = Guidance(weight=options.weight, denoised=options.denoised)
     policy = None if options.policy is None else load_policy(options.policy)
     dataset = load_from_arguments(options)
+    if policy is not None:
+        guiding_actor(policy, dataset)  # refused before anything is trained
     config = GeneratorConfig(
         length=options.length, channels=options.channels, steps=options.train_steps
     )

@@ -299,6 +299,18 @@ def test_the_command_writes_a_labelled_dataset(
     ):
         assert cli.main(arguments) == 2
         assert message in capsys.readouterr().err
+    # What cannot be used is said before another model is trained.
+    build("idql", data, dtype=torch.float32)[0].policy().save(tmp_path / "idql")
+    build("td3_bc", known(), dtype=torch.float32)[0].policy().save(tmp_path / "known")
+    for more, message in (
+        (["--policy", str(tmp_path / "idql")], "has no likelihood"),
+        (["--policy", str(tmp_path / "known")], "the dataset 3 and 2"),
+        (["--length", "10"], "GeneratorConfig.length is 10"),
+        (["--channels", "9"], "GeneratorConfig.channels is 9"),
+    ):
+        assert cli.main([*common, "--seed", "5", *more, "--out", str(tmp_path / "n")]) == 2
+        assert message in capsys.readouterr().err
+    assert list((tmp_path / "cache" / "generators").iterdir()) == folders
     (folders[0] / "generator.safetensors").write_bytes(b"no")
     assert cli.main([*common, "--out", str(tmp_path / "n")]) == 2
     assert "is damaged" in capsys.readouterr().err
