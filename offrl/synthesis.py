@@ -78,7 +78,9 @@ class Generator(nn.Module):
         self.process = EDM(sigma_data=1.0)
         widths = [cfg.channels * 2**i for i in range(LEVELS)]
         shape = cfg.length, self.view.x.shape[-1], 0
-        self.net = UNet(*shape, Learners((seed,)), channels=widths, kernel=3, level_scale=1e3)
+        self.net = UNet(
+            *shape, Learners((seed,)), channels=widths, kernel=3, groups=GROUPS, level_scale=1e3
+        )
         self.average = Average(self.net, Decay("constant", high=cfg.ema, every=cfg.ema_every))
         self.losses: list[float] = []
 
