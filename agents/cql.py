@@ -11,19 +11,26 @@ Soft actor-critic whose critics are pushed down where actions have no data and u
 
 a_j are n actions each of U(-1, 1), of pi(s) and of pi(s'), with the densities p that they were
 drawn from: CQL(H) by importance sampling, appendix F. Order within an update: the policy, its
-temperature w, the critics, their target, the multiplier v; each uses what was just stepped.
+temperature w, the critics, their target, the multiplier v. L_Q has the policy and w as just
+stepped, and v from before its step; L_w has the log pi of L_pi, and L_v the gap of L_Q.
 
-The recipes are those of the CORL library, the only ones with published scores on the v2 datasets;
-the authors ran v0 with alpha 5 or 10, 1e-4 for the policy and 40,000 steps of cloning, in which
-log pi(a|s) of the logged action stands for min Q in L_pi (`bc_steps`). From the paper differ, in
-both codes as here: squared errors without 1/2, so that alpha is twice the paper's at the same
-effect; actions of pi(s') beside those of pi(s); no division of the sum by 3n, so that gap and tau
-are larger by T log 3n. From the codes differ: first weights are uniform, not orthogonal; log pi is
-exact, log std in [-5, 2]; v ascends in its logarithm, and comes back from beyond 1e6, where theirs
-stays for good.
+The recipes are those of the CORL library, whose scores are on the v2 datasets; the authors ran v0
+with alpha 5 or 10, 1e-4 for the policy and 40,000 steps of cloning, in which log pi(a|s) of the
+logged action stands for min Q in L_pi (`bc_steps`). From the paper differ, in both codes as here:
+squared errors without 1/2, so that alpha is twice the paper's at the same effect; actions of pi(s')
+beside those of pi(s); no division of the sum by 3n, so that gap and tau are larger by T log 3n.
+From both codes: L_v is of v there and not of log v, and has no slope beyond 1e6, where v stays for
+good; ours comes back. From the authors' alone: there w is stepped before L_pi, and L_Q has the
+policy from before its step; `max_target_backup` takes each critic's best, then the least; log pi
+has 1e-6 inside the logarithm of tanh's slope, ours is exact. From CORL's alone: there L_pi, L_w and
+L_Q are all formed before the first step; v begins at e, here at 1 as the authors' does (log v gets
+from one to the other in 3,300 steps of 3e-4); on AntMaze one critic has 5 layers and the other 3,
+here both 5; the critics' first weights are orthogonal; log std is scaled and shifted by two numbers
+that are learned, from 1 and -1, and cut to [-20, 2]; here to [-5, 2], as the authors' is.
 
-With `cocoa` the networks see states as anchors and differences (offrl.cocoa). At that paper's size
-f and g end in 8,192 units, for each of 31 actions a state: that takes a GPU, or a smaller
+With `cocoa` the networks see states as anchors and differences (offrl.cocoa). That paper's CQL has
+other settings than the locomotion recipe: `--alpha 5 --actor-lr 1e-4 --no-normalize-obs`. At its
+size f and g end in 8,192 units, for each of 31 actions a state: that takes a GPU, or a smaller
 `cocoa_rank`.
 """
 
