@@ -9,12 +9,13 @@ SAC-N whose critics are kept from agreeing on how the action should change:
     ES   = sum_(i != j) <g_i, g_j> / (N - 1),  g_i the direction of dQ_i(s, a) / da, of length one
 
 so that fewer critics do: 10 where SAC-N needs 20, 50 where it needs 500. Order within an update:
-the policy, its temperature w, the critics, their target; the critics' target uses the policy and
-the temperature that were just stepped (the authors form all losses before the first step, the
-CORL library does as here). ES is over all pairs, as in the paper; the published code draws
-min(N, dim(a)) critics at each update, which is weaker by N over that number. log pi is exact
-(the authors add 1e-6 inside the logarithm of tanh's slope). At evaluation tanh of the mean is
-played.
+the policy, its temperature w, the critics, their target; L_pi has w from before its step, L_w the
+log pi of L_pi, and y the policy and w that were just stepped. That departs from the authors' code,
+which forms all losses before the first step and then steps w, the policy and the critics, and from
+the CORL library, which goes one by one as here but begins with w, on a draw of its own. ES is over
+all pairs, as in the paper and in CORL; the published code draws min(N, dim(a)) critics at each
+update, which is weaker by N over that number. log pi is exact (both codes add 1e-6 inside the
+logarithm of tanh's slope). At evaluation tanh of the mean is played.
 
 N and eta are those of the paper's tables as CORL runs them, which leaves out the random sets and
 does not standardise Adroit's rewards as the paper does.

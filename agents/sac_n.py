@@ -6,11 +6,13 @@
     L_Q  = sum_i E[ (Q_i(s, a) - y)^2 ]
 
 Nothing ties the policy to the data but the minimum: of N critics it is the lower, the less they
-agree, and they disagree where there are no data. Order within an update, as the authors' code
-prints it: the policy, its temperature w, the critics, their target. That code forms all losses
-before the first step; here, as in the CORL library, the critics' target uses the policy and the
-temperature that were just stepped. log pi is exact (the authors add 1e-6 inside the logarithm of
-tanh's slope). At evaluation tanh of the mean is played.
+agree, and they disagree where there are no data. Order within an update: the policy, its
+temperature w, the critics, their target; L_pi has w from before its step, L_w the log pi of L_pi,
+and y the policy and w that were just stepped. That departs from the authors' code, which forms all
+losses before the first step, so that y has the policy and w from before theirs, and then steps w,
+the policy and the critics; and from the CORL library, which goes one by one as here but begins
+with w, on a draw of its own, so that L_pi has w as just stepped. log pi is exact (both add 1e-6
+inside the logarithm of tanh's slope). At evaluation tanh of the mean is played.
 
 N is that of the paper's tables as CORL runs them, which does not standardise Adroit's rewards as
 the paper does.
