@@ -7,10 +7,12 @@
 
 A cell is an agent on a dataset with all its seeds, trained side by side. It is named by the hash
 of everything that determines its numbers; a finished cell is skipped, an unfinished one resumed.
-Agents whose settings name an expert or a teacher imitate it, and those that plan chunks imitate
-everybody, whatever the rewards are: scripts/imitation.py, distillation.py, generative.py,
-conditioning.py and demonstrated.py compare those. Those that are asked for a return are
-scripts/sequences.py's and luck.py's. Here all of these are run only where --agents asks for them.
+Settings are those of the recipes but for cells.SETTINGS, which the page names: SAC-N and EDAC have
+ten critics. Agents whose settings name an expert or a teacher imitate it, and those that plan
+chunks imitate everybody, whatever the rewards are: scripts/imitation.py, distillation.py,
+generative.py, conditioning.py and demonstrated.py compare those. Those that are asked for a return
+are scripts/sequences.py's and luck.py's. Here all of these are run only where --agents asks for
+them.
 """
 
 import argparse
@@ -18,7 +20,15 @@ import sys
 from dataclasses import replace
 
 import torch
-from cells import RESULTS, ROOT, SHIPPED, add_training_arguments, run_cell, training_settings
+from cells import (
+    RESULTS,
+    ROOT,
+    SETTINGS,
+    SHIPPED,
+    add_training_arguments,
+    run_cell,
+    training_settings,
+)
 from latency import stepped
 from results_page import ACTIONS, draw
 
@@ -52,7 +62,8 @@ def main() -> int:
         settings = training_settings(arguments)
         for dataset in arguments.datasets:
             for agent in arguments.agents:
-                planned = plan(agent, dataset, settings=settings)
+                own = SETTINGS.get(agent, {})
+                planned = plan(agent, dataset, settings={**settings, **own})
                 run_cell(planned, f"{planned.dataset.name}/{planned.agent}")
         time_actions(anew=arguments.actions)
     draw(RESULTS, MEASURED)

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-from cells import cell_hash, published
+import results
+from cells import SETTINGS, cell_hash, published
 
 from offrl.agents import AGENTS
+from offrl.experiment import Plan
 from results import COMPARED
 
 
@@ -80,3 +82,19 @@ def test_what_imitates_or_is_asked_for_a_return_is_left_to_other_scripts() -> No
     left = {"odice_il", "chunk_bc", "diffusion_policy", "flow_bc", "consistency_bc", "beso", "ptp"}
     left |= {"ibc", "ebt", "act", "act_jepa", "distill", "dt", "decision_mamba", "doc"}
     assert set(AGENTS) - set(COMPARED) == left and {"bc", "percent_bc"} <= set(COMPARED)
+
+
+def test_tables_change_the_settings_of_recipes_in_one_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert SETTINGS == {"edac": {"ensemble": 10}, "sac_n": {"ensemble": 10}}
+    run: dict[str, Plan] = {}
+    monkeypatch.setattr(results, "run_cell", lambda planned, name: run.update({name: planned}))
+    monkeypatch.setattr(results, "time_actions", lambda **asked: None)
+    monkeypatch.setattr(results, "draw", lambda *places: None)
+    line = ["results.py", "--datasets", "hopper-medium-replay", "--agents", "edac", "sac_n", "iql"]
+    monkeypatch.setattr(sys, "argv", line)
+    results.main()
+    edac, sac_n, iql = run.values()
+    assert (edac.agent_config.ensemble, sac_n.agent_config.ensemble) == (10, 10)
+    assert edac.recipe_values["ensemble"] == 50 and iql.agent_config.reward_by_return_range
