@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-import results
 from cells import SETTINGS, cell_hash, published
 
+import results
 from offrl.agents import AGENTS
 from offrl.experiment import Plan
 from results import COMPARED
