@@ -99,6 +99,21 @@ def load_from_arguments(options: argparse.Namespace) -> OfflineDataset:
     )
 
 
+def add_target_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say where a dataset is written, and under which id."""
+    parser.add_argument("--out", required=True, metavar="DIR", help="new folder to write")
+    parser.add_argument("--id", metavar="ID", help="Minari id (default: the name and -v0)")
+
+
+def target_from_arguments(options: argparse.Namespace) -> Path:
+    """The folder of `add_target_arguments`; DataError where it or the id cannot be used."""
+    from offrl.datasets.minari import check_target
+
+    out = Path(options.out)
+    check_target(out, options.id)
+    return out
+
+
 def _time_limit(text: str) -> int | str:
     if text == "keep":
         return text
@@ -168,14 +183,11 @@ def _import(argv: list[str]) -> int:
         "and minari itself, reads.",
     )
     add_data_arguments(parser)
-    parser.add_argument("--out", required=True, metavar="DIR", help="new folder to write")
-    parser.add_argument("--id", metavar="ID", help="Minari id (default: the name and -v0)")
+    add_target_arguments(parser)
     options = parser.parse_args(argv)
     from offrl.datasets.minari import write_minari
 
-    out = Path(options.out)
-    if out.exists():
-        raise DataError(f"{out} exists and is not overwritten; choose another folder")
+    out = target_from_arguments(options)
     dataset = load_from_arguments(options)
     write_minari(dataset, out, dataset_id=options.id)
     for problem in dataset.problems:

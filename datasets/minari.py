@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -140,6 +141,22 @@ def load_minari_id(dataset_id: str, root: Path, *, download: bool) -> OfflineDat
     return load_minari(path)
 
 
+def check_target(path: Path, dataset_id: str | None = None) -> None:
+    """That `path` is new and can be written, and the id is one: asked before what takes long.
+
+    A folder is made beside it and removed again. Raises DataError.
+    """
+    try:
+        if path.exists():
+            raise DataError(f"{path} exists and is not overwritten; choose another folder")
+        home = next(folder for folder in path.absolute().parents if folder.exists())
+        Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=home)).rmdir()
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error}") from error
+    if dataset_id and not ID.fullmatch(dataset_id):
+        raise DataError(f"{dataset_id!r} is not a Minari id: '(namespace/)name-v0'")
+
+
 def write_minari(
     dataset: OfflineDataset,
     path: Path,
@@ -154,15 +171,16 @@ def write_minari(
     not at all. An episode that ends without a flag is written as truncated; one whose final
     observation is unknown repeats the last and carries the attribute
     `final_observation_known = False`. Marks, and next observations that are not those of the
-    row after, are written among the infos, one entry a step. Raises DataError if `path` exists.
+    row after, are written among the infos, one entry a step. Raises DataError if `path` exists
+    or cannot be written, or the id is none.
     """
-    if path.exists():
-        raise DataError(f"{path} exists and is not overwritten; choose another folder")
+    dataset_id = dataset_id or _id_of(dataset.name)
+    check_target(path, dataset_id)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         (partial / "data").mkdir(parents=True)
         _write_episodes(dataset, partial / "data" / MAIN_FILE)
-        metadata = _metadata(dataset, dataset_id or _id_of(dataset.name))
+        metadata = _metadata(dataset, dataset_id)
         metadata["dataset_size"] = round((partial / "data" / MAIN_FILE).stat().st_size / 1e6, 1)
         metadata |= {"algorithm_name": algorithm_name} if algorithm_name else {}
         metadata |= {"description": description} if description else {}
@@ -321,8 +339,6 @@ def _write_episodes(dataset: OfflineDataset, path: Path) -> None:
 
 
 def _metadata(dataset: OfflineDataset, dataset_id: str) -> dict[str, Any]:
-    if not ID.fullmatch(dataset_id):
-        raise DataError(f"{dataset_id!r} is not a Minari id: '(namespace/)name-v0'")
     spec = dataset.spec
     low, high = np.array(spec.obs_low, np.float32), np.array(spec.obs_high, np.float32)
     obs: gymnasium.Space[Any] = Box(low, high)

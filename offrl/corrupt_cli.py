@@ -18,12 +18,17 @@ from tqdm import tqdm
 
 from offrl import checkpoints
 from offrl.arguments import Parser
-from offrl.datasets.commands import add_data_arguments, load_from_arguments
+from offrl.datasets.commands import (
+    add_data_arguments,
+    add_target_arguments,
+    load_from_arguments,
+    target_from_arguments,
+)
 from offrl.datasets.corruption import ELEMENTS, MODES, Corruption, check_corruptible, corrupt
 from offrl.datasets.minari import write_minari
 from offrl.datasets.offline import OfflineDataset
 from offrl.devices import choose_device
-from offrl.errors import DataError, RunError
+from offrl.errors import RunError
 from offrl.experiment import DataConfig, Plan, plan, resume_run, start_run
 from offrl.files import cache_folder, sole_use
 from offrl.networks import Learners
@@ -164,12 +169,9 @@ def main(argv: list[str]) -> int:
         help=f"updates of the attacker's training ({ATTACKER_STEPS:,}; the paper's are 3,000,000)",
     )
     what.add_argument("--device", default="auto", help="where the attacker computes (auto)")
-    parser.add_argument("--out", required=True, metavar="DIR", help="new folder to write")
-    parser.add_argument("--id", metavar="ID", help="Minari id (default: the name and -v0)")
+    add_target_arguments(parser)
     options = parser.parse_args(argv)
-    out = Path(options.out)
-    if out.exists():
-        raise DataError(f"{out} exists and is not overwritten; choose another folder")
+    out = target_from_arguments(options)
     corruption = Corruption(
         tuple(options.element), options.mode, options.rate, options.scale, options.seed
     )

@@ -7,7 +7,6 @@ data for a second policy needs no second training.
 import hashlib
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -15,7 +14,12 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from offrl.arguments import Parser
-from offrl.datasets.commands import add_data_arguments, load_from_arguments
+from offrl.datasets.commands import (
+    add_data_arguments,
+    add_target_arguments,
+    load_from_arguments,
+    target_from_arguments,
+)
 from offrl.datasets.minari import write_minari
 from offrl.datasets.offline import OfflineDataset
 from offrl.devices import choose_device, enough_memory
@@ -84,12 +88,9 @@ def main(argv: list[str]) -> int:
     model.add_argument("--channels", type=int, default=config.channels, help="of its U-Net (64)")
     model.add_argument("--train-steps", type=int, default=config.steps, help="updates (50,000)")
     model.add_argument("--device", default="auto", help="where to compute (auto)")
-    parser.add_argument("--out", required=True, metavar="DIR", help="new folder to write")
-    parser.add_argument("--id", metavar="ID", help="Minari id (default: the name and -v0)")
+    add_target_arguments(parser)
     options = parser.parse_args(argv)
-    out = Path(options.out)
-    if out.exists():
-        raise DataError(f"{out} exists and is not overwritten; choose another folder")
+    out = target_from_arguments(options)
     for name in ("trajectories", "sampler_steps"):
         if getattr(options, name) < 1:
             flag = name.replace("_", "-")

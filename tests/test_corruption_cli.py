@@ -22,6 +22,7 @@ from offrl.datasets.offline import OfflineDataset
 from offrl.training import Interrupted
 
 WAYS = ["--time-limit", "keep"]  # the walk's terminals are at its length
+TRAINED = ["--mode", "adversarial", "--attacker-steps", "2", "--element", "dynamics"]
 
 
 def clean() -> OfflineDataset:
@@ -161,6 +162,7 @@ def test_adversarial_rewards_need_no_attacker(folder: Path) -> None:
         (["--element", "rewards", "--rate", "some"], "invalid float value: 'some'"),
         (["--element", "rewards", "--scale", "-1"], "the scale -1.0 is not a positive number"),
         ([], "the following arguments are required: --element"),
+        ([*TRAINED, "--id", "no id"], "'no id' is not a Minari id: '(namespace/)name-v0'"),
     ],
 )
 def test_what_cannot_be_is_one_line(
@@ -169,7 +171,17 @@ def test_what_cannot_be_is_one_line(
     assert run(folder, *arguments) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
-    assert not (folder / "dirty").exists()
+    assert not (folder / "dirty").exists() and not (folder / "cache").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_attack(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "file").write_text("")
+    assert run(folder, *TRAINED, out="file/dirty") == 2
+    said = capsys.readouterr().err
+    assert "file/dirty cannot be written: " in said and said.count("\n") == 1
+    assert {p.name for p in folder.iterdir()} == {"clean", "file"}  # and nothing was trained
 
 
 def test_nothing_is_overwritten_and_nothing_corrupted_twice(

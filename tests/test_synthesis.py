@@ -307,8 +307,10 @@ def test_the_command_writes_a_labelled_dataset(
         (["--policy", str(tmp_path / "known")], "the dataset 3 and 2"),
         (["--length", "10"], "GeneratorConfig.length is 10"),
         (["--channels", "9"], "GeneratorConfig.channels is 9"),
+        (["--id", "no id"], "'no id' is not a Minari id"),
+        (["--out", str(tmp_path / "walk" / "data" / "metadata.json" / "n")], "cannot be written"),
     ):
-        assert cli.main([*common, "--seed", "5", *more, "--out", str(tmp_path / "n")]) == 2
+        assert cli.main([*common, "--seed", "5", "--out", str(tmp_path / "n"), *more]) == 2
         assert message in capsys.readouterr().err
     assert list((tmp_path / "cache" / "generators").iterdir()) == folders
     (folders[0] / "generator.safetensors").write_bytes(b"no")
