@@ -1,7 +1,8 @@
 """Summaries of few, skewed returns: means, interquartile means, and intervals that say how sure.
 
 Two sources of spread are kept apart. Over the episodes of one policy the interval is Student's;
-over the runs of an agent it is a bootstrap that draws runs within each task.
+over the runs of an agent it is a bootstrap that draws runs within each task. Where all runs are
+played from the same starts, `crossed_interval` covers both.
 """
 
 from collections.abc import Callable, Sequence
@@ -60,6 +61,43 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> Interval | None:
         return None
     quantile = float(special.stdtrit(len(x) - 1, 0.5 + level / 2))
     centre, half = float(x.mean()), quantile * float(x.std(ddof=1)) / len(x) ** 0.5
+    return Interval(centre - half, centre + half, level)
+
+
+def crossed_interval(values: ArrayLike, level: float = 0.95) -> Interval | None:
+    """Mean of (S, E) values of S runs from E common starts, both of them drawn from many.
+
+        M_run = E s^2(means of runs),  M_start = S s^2(means of starts),  M of what is left
+        mean +- t_n sqrt(M / (S E)),   M = max(M_run + M_start - M_left, M_run, M_start)
+
+    with n Satterthwaite's degrees of freedom, M^2 over the sum of each part's square by its own.
+    Runs that differ little may all have had the same lucky starts: an interval over runs alone
+    does not see that. None for a single run or start. Source: the analysis of variance of two
+    crossed random effects (Searle, Casella and McCulloch, Variance Components, 1992, chapter 4).
+    Raises DataError where the values are not a table.
+    """
+    x = _values(values)
+    if x.ndim != 2:
+        raise DataError(f"the returns have shape {x.shape}; expected (runs, starts)")
+    runs, starts = x.shape
+    if min(runs, starts) < 2:
+        return None
+    centre, by_run, by_start = float(x.mean()), x.mean(1), x.mean(0)
+    left = x - by_run[:, None] - by_start + centre
+    of_run, of_start = starts * float(by_run.var(ddof=1)), runs * float(by_start.var(ddof=1))
+    free = (runs - 1) * (starts - 1)
+    of_rest = float((left**2).sum()) / free
+    both = of_run + of_start - of_rest
+    degrees = of_run**2 / (runs - 1) + of_start**2 / (starts - 1)
+    if both > max(of_run, of_start):
+        spread, degrees = both, degrees + of_rest**2 / free
+    else:
+        spread, own = max((of_run, runs - 1), (of_start, starts - 1))
+        degrees = spread**2 / own
+    if spread == 0:
+        return Interval(centre, centre, level)
+    quantile = float(special.stdtrit(spread**2 / degrees, 0.5 + level / 2))
+    half = quantile * (spread / (runs * starts)) ** 0.5
     return Interval(centre - half, centre + half, level)
 
 

@@ -33,7 +33,7 @@ from offrl.experiment import plan
 from offrl.files import read_json
 from offrl.latent_policy import LatentPolicy
 from offrl.policy import load_policy
-from offrl.statistics import t_interval
+from offrl.statistics import crossed_interval
 
 PAGE = RESULTS / "luck"
 AGENTS = {"dt": "Decision Transformer", "doc": "Dichotomy of Control"}
@@ -135,13 +135,24 @@ def section(env: str) -> list[str]:
     for agent, cell in stored.items():
         finals = [seed["final"]["mean"] for seed in cell["seeds"]]
         steps = read_json(cells[agent] / "seed-0" / "config.json")["train"]["steps"]
-        found = t_interval(finals)
+        found = crossed_interval([seed["final"]["returns"] for seed in cell["seeds"]])
         interval = "" if found is None else f"{found.low:.2f} to {found.high:.2f}"
         each = ", ".join(f"{value:.2f}" for value in finals)
         count = cell["seeds"][0]["final"]["episodes"]
         lines.append(
             f"| `{agent}` | {np.mean(finals):.2f} | {interval} | {each} | {count} | {steps:,} |"
         )
+    if stored.keys() == AGENTS.keys():
+        dt, doc = (
+            np.array([seed["final"]["returns"] for seed in stored[agent]["seeds"]])
+            for agent in AGENTS
+        )
+        if dt.shape == doc.shape and (between := crossed_interval(doc - dt)):
+            lines += [
+                "",
+                f"`doc` less `dt`, start by start: {(doc - dt).mean():.2f} "
+                f"({between.low:.2f} to {between.high:.2f}).",
+            ]
     return lines
 
 
@@ -218,9 +229,10 @@ INTRODUCTION = """\
 
 Returns of Decision Transformer, which asks for the best return of the data, and of Dichotomy of
 Control, which chooses the latent of the greatest value, on tasks in which a return may be luck and
-on the same without it. Mean over seeds of the mean over starts common to all, with its 95 %
-interval (Student's t over seeds). Made by `python scripts/luck.py`; each cell's `cell.json` has its
-command, commit, machine and every return."""
+on the same without it. Mean over seeds and over starts common to all, with a 95 % interval that
+covers both (`offrl.statistics.crossed_interval`), since a start here decides what is luck; that
+all seeds learned from one recording of the task is not in it. Made by `python scripts/luck.py`;
+each cell's `cell.json` has its command, commit, machine and every return."""
 
 CURVES = """\
 Asked for a return on the horizontal axis, the policies earned the one on the vertical axis: mean

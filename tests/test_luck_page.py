@@ -62,7 +62,7 @@ def test_numbers_of_the_page_by_hand(folders: Path) -> None:
     made: dict[str, Any] = {
         "seeds": [
             {
-                "final": {"mean": mean, "episodes": 8},
+                "final": {"mean": mean, "episodes": 8, "returns": [mean] * 8},
                 "consistency": {"asked": [0, 1], "got": [0.1, mean], "promised": [0.1, 0.9]},
             }
             for mean in (0.8, 0.9, 1.0)
@@ -71,11 +71,19 @@ def test_numbers_of_the_page_by_hand(folders: Path) -> None:
     (folder / "seed-0").mkdir(parents=True)
     write_json(folder / "cell.json", made)
     write_json(folder / "seed-0" / "config.json", {"dataset": data, "train": {"steps": 1200}})
-    # The deviation over seeds is 0.1, Student's factor for three of them 4.303 / sqrt(3).
+    # Starts do not differ: the deviation over seeds is 0.1, Student's factor 4.303 / sqrt(3).
     row = "| `doc` | 0.90 | 0.65 to 1.15 | 0.80, 0.90, 1.00 | 8 | 1,200 |"
     text = luck.section(ENV)
     assert text[-1] == row and "mean return 0.25, best 1.00" in text[3]
     assert luck.section("offrl/SlipperyLake-v0") == []
+    for seed in made["seeds"]:
+        seed["final"]["returns"] = [r - 0.3 for r in seed["final"]["returns"]]
+    (folder.parent / "dt" / "seed-0").mkdir(parents=True)
+    write_json(folder.parent / "dt" / "cell.json", made)
+    (folder.parent / "dt" / "seed-0" / "config.json").write_text(
+        (folder / "seed-0" / "config.json").read_text()
+    )
+    assert luck.section(ENV)[-1] == "`doc` less `dt`, start by start: 0.30 (0.30 to 0.30)."
     luck.draw(folders)
     assert "asked for and earned" in (folders / "README.md").read_text()
 

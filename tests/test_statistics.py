@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+from scipy import stats
 
 from offrl.errors import DataError
 from offrl.statistics import (
+    crossed_interval,
     iqm,
     mean,
     mode_coverage,
@@ -43,6 +45,49 @@ def test_t_interval_covers_the_mean_about_95_times_in_100() -> None:
     intervals = [t_interval(row) for row in x]
     covered = np.mean([i is not None and i.low <= 1.0 <= i.high for i in intervals])
     assert 0.90 < covered < 0.97
+
+
+def test_crossed_interval_by_hand() -> None:
+    # Means of runs 2, 4 and of starts 1.5, 3, 4.5; left over: -+0.5, 0, +-0.5.
+    values = [[0.0, 2.0, 4.0], [3.0, 4.0, 5.0]]
+    of_run, of_start, rest = 3 * 2.0, 2 * 2.25, 1.0 / 2
+    spread = of_run + of_start - rest
+    free = spread**2 / (of_run**2 / 1 + of_start**2 / 2 + rest**2 / 2)
+    half = float(stats.t.ppf(0.975, free)) * (spread / 6) ** 0.5
+    found = crossed_interval(values)
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx((3 - half, 3 + half))
+
+
+def test_crossed_interval_sees_what_all_runs_share() -> None:
+    starts = np.random.default_rng(0).normal(size=50)
+    found, alone = crossed_interval([starts, starts]), t_interval(starts)
+    assert found is not None and alone is not None
+    assert (found.low, found.high) == pytest.approx((alone.low, alone.high))
+    over_runs = t_interval([starts.mean(), starts.mean()])
+    assert over_runs is not None and over_runs.low == over_runs.high
+    runs = np.array([1.0, 2.0, 4.0])
+    found, alone = crossed_interval(np.tile(runs[:, None], 7)), t_interval(runs)
+    assert found is not None and alone is not None
+    assert (found.low, found.high) == pytest.approx((alone.low, alone.high))
+
+
+def test_crossed_interval_covers_the_mean_about_95_times_in_100() -> None:
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(1000):
+        run, start = rng.normal(size=(4, 1)), rng.normal(size=30)
+        found = crossed_interval(run + 2 * start + rng.normal(size=(4, 30)))
+        assert found is not None
+        hits += found.low <= 0.0 <= found.high
+    assert 920 <= hits <= 985
+
+
+def test_crossed_interval_of_equal_single_and_untabled_values() -> None:
+    found = crossed_interval(np.ones((3, 4)))
+    assert found is not None and found.low == found.high == 1.0
+    assert crossed_interval([[1.0, 2.0]]) is None and crossed_interval([[1.0], [2.0]]) is None
+    with pytest.raises(DataError, match=r"shape \(3,\); expected \(runs, starts\)"):
+        crossed_interval([1.0, 2.0, 3.0])
 
 
 def test_paired_difference_cancels_what_the_starts_share() -> None:
