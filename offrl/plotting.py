@@ -1,5 +1,8 @@
 """Learning curves of runs, drawn for a paper: a panel per dataset, a line per agent.
 
+Runs that differ in more than their seed, be it in a setting, in the environment played in or in the
+data, are lines apart, each named by what differs.
+
 A line is the mean over seeds at the steps that all of them have. Its band is the 95 % bootstrap
 interval of that mean over seeds; of two or three seeds, for which the bootstrap says no more than
 that, it is their range. A single seed has a line alone. Where there are more lines than colours,
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 RETURN, SCORE = "eval/return", "eval/score"
 SUFFIXES = (".png", ".pdf", ".svg")
+FINGERPRINT = 8  # digits of the data's that a name shows
 BOOTSTRAP_SEEDS = 4  # from this many seeds on, the bootstrap is narrower than the range
 
 # Okabe and Ito's colours, told apart with every common kind of colour blindness; no yellow,
@@ -56,6 +60,8 @@ CROWDED_PANEL = (6.6, 4.0)  # for more lines than COLOURS; the width of a page
 COLUMNS = 3
 NOTE_WIDTH = 16  # characters of the legend's title that fit an inch
 MARGINS = 0.9  # inches of a panel's height that are title, ticks and label
+LEGEND_ROWS, LEGEND_ROW = 2, 0.17  # that fit below the panels; inches for each further one
+ENTRY, CHARACTER = 0.5, 0.062  # inches of the legend: an entry without its name; a character of it
 NAME_HEIGHT = 0.14  # inches between the names at the lines' ends
 
 
@@ -68,6 +74,7 @@ class RunCurve:
     dataset: str
     seed: int
     settings: Mapping[str, Any]  # of trainer and agent, the seed left out
+    origin: Mapping[str, Any]  # the environment, how the data were read, and their fingerprint
     steps: NDArray[np.int64]  # (evaluations,)
     values: NDArray[np.float64]  # (evaluations,)
     behaviour: float | None  # mean return of the data
@@ -152,6 +159,7 @@ def read_curve(folder: Path, metric: str) -> RunCurve:
             dataset=dataset["name"],
             seed=train["seed"],
             settings=settings | config["agent_config"],
+            origin=_origin(config),
             steps=steps,
             values=np.array([points[s] for s in steps.tolist()], np.float64),
             behaviour=dataset.get("behaviour_return_mean"),
@@ -161,6 +169,18 @@ def read_curve(folder: Path, metric: str) -> RunCurve:
         raise RunError(f"{config_file} has no entry {e}; it is not that of a run") from e
     except (OSError, ValueError, TypeError, AttributeError) as e:
         raise RunError(f"{config_file} cannot be read: {e}") from e
+
+
+def _origin(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a run was played and what on; data of one name can be other data.
+
+    The fingerprint stands for where the data lay, and no split needs a seed where there is none.
+    """
+    read = {k: v for k, v in (config.get("data") or {}).items() if k != "data_dir"}
+    if not read.get("validation"):
+        read.pop("split_seed", None)
+    fingerprint = str(config["dataset"].get("fingerprint") or "")[:FINGERPRINT]
+    return {"env": config.get("env"), **read, "data": fingerprint}
 
 
 def _read_metrics(folder: Path) -> list[tuple[int, str, float]]:
@@ -190,7 +210,8 @@ def _has(folder: Path, metric: str) -> bool:
 def lines(curves: Sequence[RunCurve]) -> list[Line]:
     """The curves of one dataset as a line per agent, and per setting in which its runs differ.
 
-    Raises RunError where a seed occurs twice, or seeds have no step in common.
+    A line's name says its environment and data too where not all curves have the same. Raises
+    RunError where a seed occurs twice, or seeds have no step in common.
     """
     groups: dict[str, list[RunCurve]] = {}
     for curve in curves:
@@ -199,13 +220,21 @@ def lines(curves: Sequence[RunCurve]) -> list[Line]:
 
 
 def _label(curve: RunCurve, curves: Sequence[RunCurve]) -> str:
-    alike = [c.settings for c in curves if c.agent == curve.agent]
-    differing = [
-        name for name, value in curve.settings.items() if any(s.get(name) != value for s in alike)
+    agents = [c.settings for c in curves if c.agent == curve.agent]
+    parts = [
+        *_differing(curve.settings, agents),
+        *_differing(curve.origin, [c.origin for c in curves]),
     ]
-    if not differing:
-        return curve.agent
-    return f"{curve.agent} ({', '.join(f'{n} {curve.settings[n]}' for n in differing)})"
+    return f"{curve.agent} ({', '.join(parts)})" if parts else curve.agent
+
+
+def _differing(own: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name and value of what not all others have as well."""
+    return [
+        f"{name} {'none' if value is None else value}"
+        for name, value in own.items()
+        if any(other.get(name) != value for other in others)
+    ]
 
 
 def _line(label: str, group: Sequence[RunCurve]) -> Line:
@@ -275,12 +304,17 @@ def draw(curves: Sequence[RunCurve], metric: str) -> "Figure":
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
             if not crowded or label not in labels
         }
+        width = int((size[0] - ENTRY) / CHARACTER)
+        entries = [textwrap.fill(label, width) for label in handles]
+        legend_columns = _legend_columns(entries, 2 * columns + 1, size[0])
+        further = -(-len(entries) // legend_columns) - LEGEND_ROWS
+        figure.set_figheight(size[1] + LEGEND_ROW * max(further, 0))
         # Below the panels, where it can hide nothing.
         figure.legend(
             handles.values(),
-            handles.keys(),
+            entries,
             loc="outside lower center",
-            ncols=max(1, min(len(handles), 2 * columns + 1)),
+            ncols=legend_columns,
             frameon=False,
             title=_note(by_panel, curves if metric == SCORE else [], panel[0] * columns),
             title_fontsize=7.5,
@@ -288,6 +322,16 @@ def draw(curves: Sequence[RunCurve], metric: str) -> "Figure":
             columnspacing=1.4,
         )
     return figure
+
+
+def _legend_columns(entries: Sequence[str], most: int, inches: float) -> int:
+    """As many as fit side by side, each as wide as its longest name."""
+    lengths = [max(map(len, entry.split("\n"))) for entry in entries]
+    for columns in range(min(most, len(entries)), 1, -1):
+        longest = [max(part) for part in np.array_split(lengths, columns)]
+        if sum(ENTRY + CHARACTER * length for length in longest) <= inches:
+            return columns
+    return 1
 
 
 def _panel(axes: "Axes", group: Sequence[Line], labels: Sequence[str]) -> None:
@@ -319,14 +363,17 @@ def _panel(axes: "Axes", group: Sequence[Line], labels: Sequence[str]) -> None:
 
 
 def _behaviour(axes: "Axes", group: Sequence[RunCurve], metric: str) -> None:
-    """The data's own mean return, on the metric's scale, and an axis that shows zero."""
+    """Each data's own mean return, on the metric's scale, and an axis that shows zero."""
     if metric not in (RETURN, SCORE):
         return
-    first = group[0]
-    value = first.behaviour
-    if value is not None and metric == SCORE:
-        value = None if first.reference is None else float(first.reference.score(value))
-    if value is not None:
+    values = []
+    for curve in group:
+        value = curve.behaviour
+        if value is not None and metric == SCORE:
+            value = None if curve.reference is None else float(curve.reference.score(value))
+        if value is not None:
+            values.append(value)
+    for value in dict.fromkeys(values):
         axes.axhline(value, color="0.35", linewidth=0.9, linestyle=(0, (2, 2)), label="data (mean)")
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, 0.0), max(high, 0.0))

@@ -163,7 +163,7 @@ def number(value: float | None) -> str:
 def draw_scores(cells: Mapping[tuple[str, str], Path], out: Path) -> None:
     """Learning curves, a panel for each agent and a line for each kind of data."""
     curves = [
-        replace(read_curve(run, SCORE), dataset=agent, agent=kind, settings={})
+        replace(read_curve(run, SCORE), dataset=agent, agent=kind, settings={}, origin={})
         for (agent, kind), path in cells.items()
         for run in learners(path)
     ]

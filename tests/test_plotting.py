@@ -24,14 +24,22 @@ def fake_run(
     dataset: str = "hopper-medium-replay",
     reference: Any = REFERENCE,
     settings: Mapping[str, Any] | None = None,
+    env: str | None = "Hopper-v5",
+    data: Mapping[str, Any] | None = None,
+    fingerprint: str = "0123456789abcdef",
+    behaviour: float = 150.0,
 ) -> Path:
     folder.mkdir(parents=True)
     config = {
         "agent": agent,
         "agent_config": dict(settings or {}),
         "train": {"steps": 3000, "seed": seed, "seeds": 1},
-        "dataset": {"name": dataset, "behaviour_return_mean": 150.0, "reference": reference},
-        "env": "Hopper-v5",
+        "data": dict(data or {}),
+        "dataset": {
+            **{"name": dataset, "fingerprint": fingerprint, "reference": reference},
+            "behaviour_return_mean": behaviour,
+        },
+        "env": env,
     }
     (folder / "config.json").write_text(json.dumps(config))
     rows = ["step,name,value"]
@@ -89,6 +97,48 @@ def test_runs_are_told_apart_by_what_differs(tmp_path: Path) -> None:
         lines([read_curve(p, "eval/return") for p in (c, again)])
 
 
+def test_runs_elsewhere_or_on_other_data_are_never_averaged(tmp_path: Path) -> None:
+    def found(*changes: Mapping[str, Any]) -> list[str]:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        runs = [
+            fake_run(folder / str(i), {1000: 1.0}, seed=i, agent="bc", **change)
+            for i, change in enumerate(changes)
+        ]
+        return [line.label for line in lines([read_curve(run, "eval/return") for run in runs])]
+
+    assert found({"env": "Hopper-v4"}, {"env": None}) == ["bc (env Hopper-v4)", "bc (env none)"]
+    other = {"fingerprint": "fedcba9876543210"}
+    assert found({}, other) == ["bc (data 01234567)", "bc (data fedcba98)"]
+    held_out = {"validation": 0.1, "split_seed": 1}
+    assert found({"data": held_out}, {"data": {**held_out, "split_seed": 2}}) == [
+        "bc (split_seed 1)",
+        "bc (split_seed 2)",
+    ]
+    cut = [{"data": {"out_of_bounds": how}} for how in ("clip", "keep")]
+    assert found(*cut) == ["bc (out_of_bounds clip)", "bc (out_of_bounds keep)"]
+    # Where data lay, and the seed of a split that there was not, say nothing of the numbers.
+    unused = {"data_dir": "/data", "validation": None, "split_seed": 3}
+    assert found({"data": {"validation": None, "split_seed": 0}}, {"data": unused}) == ["bc"]
+    # An agent that stands alone in its environment is named by it as well.
+    agents = [
+        fake_run(tmp_path / name, {1000: 1.0}, agent=name, env=env)
+        for name, env in (("iql", "Hopper-v4"), ("td3_bc", "Hopper-v5"))
+    ]
+    named = [line.label for line in lines([read_curve(run, "eval/return") for run in agents])]
+    assert named == ["iql (env Hopper-v4)", "td3_bc (env Hopper-v5)"]
+
+
+def test_each_data_has_its_own_mean_return_drawn(tmp_path: Path) -> None:
+    data = ({"fingerprint": "a", "behaviour": 150.0}, {"fingerprint": "b", "behaviour": 170.0})
+    runs = [
+        fake_run(tmp_path / str(i), {1000: 200.0}, seed=i // 2, agent="bc", **data[i % 2])
+        for i in range(4)
+    ]
+    (axes,) = draw([read_curve(run, "eval/return") for run in runs], "eval/return").axes
+    means = [line for line in axes.lines if line.get_label() == "data (mean)"]
+    assert [float(np.asarray(line.get_ydata())[0]) for line in means] == [150.0, 170.0]
+
+
 def test_panels_scores_and_the_datas_return(tmp_path: Path) -> None:
     runs = [
         seeds(tmp_path / "prdc", [100.0, 200.0], agent="prdc"),
@@ -134,6 +184,20 @@ def test_many_lines_have_their_names_at_their_ends(tmp_path: Path) -> None:
     assert all(below.y1 <= above.y0 for below, above in itertools.pairwise(boxes))
     assert all(box.x1 <= figure.bbox.x1 and box.x0 >= axes.bbox.x1 for box in boxes)
     assert [text.get_text() for text in legend.get_texts()] == ["data (mean)"]
+
+
+def test_long_names_stay_in_the_picture(tmp_path: Path) -> None:
+    settings = [{"hidden": [256] * 9, "alpha": 2.5 + i} for i in range(3)]
+    runs = [
+        fake_run(tmp_path / str(i), {1000: 150.0}, env=f"Hopper-v{i}", settings=own)
+        for i, own in enumerate([*settings, {"hidden": [1]}])
+    ]
+    figure = draw([read_curve(run, "eval/score") for run in runs], "eval/score")
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+    assert legend.get_texts()[0].get_text().startswith("td3_bc (hidden [256, 256,")
 
 
 def test_files_are_written_and_never_replaced(tmp_path: Path) -> None:
