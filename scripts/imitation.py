@@ -76,7 +76,7 @@ def section(folder: Path) -> list[str]:
     for text, cell in found.items():
         interval = "" if cell.interval is None else "{:.1f} to {:.1f}".format(*cell.interval)
         lines.append(
-            f"| {text} | {cell.score:.1f} | {interval} | {cell.last:.1f} | {cell.seeds} "
+            f"| {text} | {cell.score:.1f} | {interval} | {cell.mean_of_last} | {cell.seeds} "
             f"| {cell.config['train']['steps']:,} |"
         )
     discussion = folder / "discussion.md"

@@ -159,7 +159,7 @@ def section(folder: Path, found: Mapping[str, Found]) -> list[str]:
         interval = "" if cell.interval is None else "{:.1f} to {:.1f}".format(*cell.interval)
         lines.append(
             f"| {ROWS[name].text} | {ROWS[name].told} | {cell.score:.1f} | {interval} "
-            f"| {cell.last:.1f} | {cell.seeds} | {cell.config['train']['steps']:,} "
+            f"| {cell.mean_of_last} | {cell.seeds} | {cell.config['train']['steps']:,} "
             f"| {cell.rate:.0f} |"
         )
     discussion = folder / "discussion.md"

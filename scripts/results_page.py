@@ -5,7 +5,7 @@ stands below that dataset's table on every page drawn.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -21,6 +21,7 @@ from offrl.statistics import t_interval
 
 ACTIONS = "actions.json"  # dataset -> agent -> time of a control step
 YARDSTICK = "td3_bc"  # whose update is the unit of cost
+LAST = 10  # evaluations, whose mean a table has
 ALIKE = ("machine", "backend", "precision", "matmul", "seeds")  # where speeds are compared
 
 
@@ -31,12 +32,17 @@ class Cell:
     agent: str
     score: float  # normalised, of the last policies
     interval: tuple[float, float] | None  # Student's over seeds; None for one seed
-    last: float
+    last: float | None  # mean of the last 10 evaluations; None where there were fewer
     best: float
     seeds: int
     rate: float  # updates a second, of all seeds together
     made: Mapping[str, Any]  # date, commit, machine
     config: Mapping[str, Any]  # of the first seed's run
+
+    @property
+    def mean_of_last(self) -> str:
+        """`last` in a table."""
+        return "" if self.last is None else f"{self.last:.1f}"
 
 
 def draw(results: Path, measured: Path) -> None:
@@ -64,9 +70,10 @@ INTRODUCTION = """\
 Normalised score, 100 (return - min) / (max - min) with D4RL's references, of the last policies on
 20 starts common to all agents; mean over seeds with its 95 % interval (Student's t over seeds), the
 highest mean first. Best and mean of the last 10 are of the evaluations during training, 10 episodes
-each. Updates a second are those of all seeds together, as the runs logged them; an action's time is
-the processor's, the median for one observation on one thread. Made by `python scripts/results.py`;
-each cell's `cell.json` has its command, commit, machine and every return."""
+each; runs that had fewer than 10 have no such mean. Updates a second are those of all seeds
+together, as the runs logged them; an action's time is the processor's, the median for one
+observation on one thread. Made by `python scripts/results.py`; each cell's `cell.json` has its
+command, commit, machine and every return."""
 
 
 def read_cell(folder: Path) -> Cell:
@@ -82,8 +89,8 @@ def read_cell(folder: Path) -> Cell:
         agent,
         float(np.mean(scores)),
         None if interval is None else (interval.low, interval.high),
-        float(np.mean([_score(s["summary"], "mean of last") for s in seeds])),
-        float(np.mean([_score(s["summary"], "best") for s in seeds])),
+        _mean_of_last(seeds),
+        float(np.mean([s["summary"]["best"]["eval/score"] for s in seeds])),
         len(seeds),
         # Learners of a stack advance together; looped ones have the machine to themselves.
         float(np.mean(rates)) * (len(seeds) if stacked else 1),
@@ -115,9 +122,9 @@ def section(
         interval = "" if cell.interval is None else "{:.1f} to {:.1f}".format(*cell.interval)
         train = cell.config["train"]
         lines.append(
-            f"| `{cell.agent}` | {cell.score:.1f} | {interval} | {cell.last:.1f} | {cell.best:.1f} "
-            f"| {cell.seeds} | {train['steps']:,} | {train['batch_size']} | {cell.rate:.0f} |"
-            + (f" {_milliseconds(actions, cell.agent)} |" if actions else "")
+            f"| `{cell.agent}` | {cell.score:.1f} | {interval} | {cell.mean_of_last} "
+            f"| {cell.best:.1f} | {cell.seeds} | {train['steps']:,} | {train['batch_size']} "
+            f"| {cell.rate:.0f} |" + (f" {_milliseconds(actions, cell.agent)} |" if actions else "")
         )
     changed = [f"`{c.agent}` with {text}" for c in cells if (text := _changed(c))]
     if changed:
@@ -184,7 +191,7 @@ def package_cells(tables: Mapping[str, list[Cell]]) -> dict[str, Any]:
             cell.agent: {
                 "score": round(cell.score, 2),
                 "interval": None if cell.interval is None else [round(v, 2) for v in cell.interval],
-                "mean_of_last_10": round(cell.last, 2),
+                "mean_of_last_10": None if cell.last is None else round(cell.last, 2),
                 "best": round(cell.best, 2),
                 "seeds": cell.seeds,
                 "updates": cell.config["train"]["steps"],
@@ -198,6 +205,8 @@ def package_cells(tables: Mapping[str, list[Cell]]) -> dict[str, Any]:
     }
 
 
-def _score(summary: Mapping[str, Any], name: str) -> float:
-    part = next(v for k, v in summary.items() if k.startswith(name) and isinstance(v, dict))
-    return float(part["eval/score"])
+def _mean_of_last(seeds: Sequence[Mapping[str, Any]]) -> float | None:
+    name = f"mean of last {LAST}"
+    if any(name not in seed["summary"] for seed in seeds):
+        return None
+    return float(np.mean([seed["summary"][name]["eval/score"] for seed in seeds]))

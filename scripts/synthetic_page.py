@@ -106,7 +106,7 @@ def scores(cells: Mapping[tuple[str, str], Path]) -> list[str]:
         cell: Cell = read_cell(path)
         interval = "" if cell.interval is None else "{:.1f} to {:.1f}".format(*cell.interval)
         lines.append(
-            f"| `{agent}` | {kind} | {cell.score:.1f} | {interval} | {cell.last:.1f} | "
+            f"| `{agent}` | {kind} | {cell.score:.1f} | {interval} | {cell.mean_of_last} | "
             f"{cell.best:.1f} | {cell.seeds} | {cell.config['train']['steps']:,} |"
         )
     return lines

@@ -26,6 +26,7 @@ def cell(
     machine: str = "2 cores",
     config: dict[str, Any] | None = None,
     batch_size: int = 256,
+    evaluations: int = 10,
 ) -> None:
     """A finished cell: seeds that end with these scores."""
     dataset, agent = folder.parts[-2:]
@@ -50,7 +51,7 @@ def cell(
         (path / "metrics.csv").write_text(f"step,name,value\n{rows}")
         summary = {
             "best": {"step": 1000, "eval/score": score + 3},
-            "mean of last 2": {"eval/score": score - 1},
+            f"mean of last {evaluations}": {"eval/score": score - 1},
         }
         seeds.append({"summary": summary, "final": {"score": score}, "rate": rate})
     made = {"date": "2026-01-01", "commit": "abc", "machine": machine}
@@ -69,7 +70,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     cell(hopper / "td3_bc", [50.0, 60.0], rate=100.0, config={"alpha": 40.0, "gamma": 0.9})
     cell(hopper / "iql", [30.0, 40.0], rate=50.0, machine="a GPU")
     cell(hopper / "prdc", [70.0], rate=50.0, batch_size=512)
-    cell(walker / "bc", [20.0, 20.0], rate=300.0)
+    cell(walker / "bc", [20.0, 20.0], rate=300.0, evaluations=3)
     cell(walker / "td3_bc", [60.0, 62.0], rate=100.0)
     cell(walker / "of_another_time", [60.0, 62.0])
     (hopper / "discussion.md").write_text("Said by hand.\n")
@@ -87,6 +88,8 @@ def test_the_page(results: Path, tmp_path: Path) -> None:
     assert "| `td3_bc` | 55.0 | -8.5 to 118.5 | 54.0 | 58.0 | 2 | 2,000 | 256 | 200 |" in hopper
     assert "| `prdc` | 70.0 |  | 69.0 | 73.0 | 1 | 2,000 | 512 | 50 |" in hopper
     assert "mean behaviour score 25.0" in hopper
+    # Of three evaluations there is no mean of ten.
+    assert "| `bc` | 20.0 | 20.0 to 20.0 |  | 23.0 |" in walker
     assert "eager, float32 products, a GPU (`iql`)" in hopper
     assert (
         "2 cores (`bc`, `td3_bc`, `prdc`)" in hopper
