@@ -116,7 +116,7 @@ def timed(spec: Spec, agent: str, settings: Mapping[str, Any], most: int = MOST)
 
 
 def stepped(policy: Any, first: int, then: int) -> dict[str, float]:
-    """Median, 99th percentile and mean of the processor's time of a control step, in ms.
+    """Median, 99th percentile, longest and mean of the processor's time of a control step, in ms.
 
     An episode of one slot is played on random observations; the `then` steps after the `first`
     count.
@@ -129,7 +129,8 @@ def stepped(policy: Any, first: int, then: int) -> dict[str, float]:
         if step >= first:
             times.append(1e3 * (time.thread_time() - begin))
     middle, late = np.quantile(times, (0.5, 0.99)).tolist()
-    return {"median": middle, "p99": late, "mean": float(np.mean(times))}
+    longest, mean = float(np.max(times)), float(np.mean(times))
+    return {"median": middle, "p99": late, "longest": longest, "mean": mean}
 
 
 def latency_lines(stored: Mapping[str, Any]) -> list[str]:
