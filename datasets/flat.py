@@ -11,11 +11,10 @@ from typing import Any, NoReturn, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from offrl.datasets.rows import F32, I64, allocate
+from offrl.datasets.rows import F32, I64, allocate, contradicts, unmarked_ends
 from offrl.errors import DataError
 
 BLOCK_BYTES, BLOCK_ROWS = 1 << 20, 1 << 13
-TOLERANCE = 1e-6  # Euclidean distance at which a stored next observation contradicts the next row
 Bools = NDArray[np.bool_]
 
 
@@ -113,10 +112,7 @@ def read_flat(columns: FlatColumns, time_limit: int | None = None) -> Episodes:
         ends = recorded | _contradictions(columns)
         unmarked = int((ends & ~recorded)[:-1].sum())
         if unmarked:
-            problems.append(
-                f"{unmarked} ends of episodes are not marked: there the stored next observation "
-                "is not the observation of the following row; episodes are split there"
-            )
+            problems += unmarked_ends(unmarked)
     if not ends[-1]:
         problems.append("the last episode has no end flag: it was cut where the file ends")
     ends[-1] = True
@@ -226,17 +222,11 @@ def _contradictions(columns: FlatColumns) -> Bools:
     )
     for obs, following in pairs:
         if last is not None:
-            found[begin - 1] = _distance(last, obs[:1])[0] > TOLERANCE
-        found[begin : begin + len(obs) - 1] = _distance(following[:-1], obs[1:]) > TOLERANCE
+            found[begin - 1] = contradicts(last, obs[:1])[0]
+        found[begin : begin + len(obs) - 1] = contradicts(following[:-1], obs[1:])
         last = following[-1:].copy()
         begin += len(obs)
     return found
-
-
-def _distance(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
-    gap = np.subtract(a, b, dtype=np.float64)
-    distance: NDArray[np.float64] = np.sqrt(np.einsum("ij,ij->i", gap, gap))
-    return distance
 
 
 def _fill(columns: FlatColumns, ends: Bools, lengths: I64) -> tuple[F32, I64, Bools]:

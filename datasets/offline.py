@@ -377,12 +377,13 @@ class OfflineDataset:
         """From flat columns, one row a step, episodes one after another (D4RL's layout).
 
         An episode ends where `terminals` or `timeouts` is set, at the last row, and where
-        `next_observations` contradicts the row that follows. Raises DataError where lengths
-        disagree.
+        `next_observations` contradicts the row that follows, beyond rounding, which `problems`
+        then reports. Raises DataError where lengths disagree.
         """
         name = fields.get("name", "arrays")
         columns = (observations, actions, rewards, terminals, timeouts, next_observations)
-        made, sizes = rows_of_columns(name, *columns)
+        made, sizes, found = rows_of_columns(name, *columns)
         spec = spec or Spec.unbounded(*sizes)
         provenance = {"timeouts_in_file": timeouts is not None, **fields.pop("provenance", {})}
-        return cls(*made, spec, provenance=provenance, **fields)
+        problems = (*fields.pop("problems", ()), *found)
+        return cls(*made, spec, provenance=provenance, problems=problems, **fields)

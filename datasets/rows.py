@@ -20,6 +20,8 @@ I64 = NDArray[np.int64]
 
 CHUNK = 65_536  # rows read at once by reductions, so that they need no second copy of the data
 
+TOLERANCE = 1e-6  # Euclidean distance, beyond rounding, of observations that are not the same
+
 Filled = tuple[F32, I64, I64, NDArray[np.bool_]]  # rows, starts, lengths, final_known
 
 
@@ -71,10 +73,11 @@ def rows_of_columns(
     terminals: ArrayLike,
     timeouts: ArrayLike | None,
     next_observations: ArrayLike | None,
-) -> tuple[Filled, tuple[int, int]]:
+) -> tuple[Filled, tuple[int, int], tuple[str, ...]]:
     """Of flat columns as `OfflineDataset.from_arrays` takes them; and sizes of obs and action.
 
-    `name` is for messages. Raises DataError where lengths disagree.
+    Last come the problems that were found, a sentence each. `name` is for messages. Raises
+    DataError where lengths disagree.
     """
     obs, action = np.asarray(observations), np.asarray(actions)
     reward, terminal = np.asarray(rewards).squeeze(), np.asarray(terminals).squeeze() > 0
@@ -91,7 +94,7 @@ def rows_of_columns(
             f"{name}: observations {obs.shape} and actions {action.shape} must be "
             "(steps, components)"
         )
-    lengths = episode_lengths(obs, terminal | timeout, following)
+    lengths, unmarked = _episode_lengths(obs, terminal | timeout, following)
     rows, starts = allocate(lengths, obs.shape[1], action.shape[1])
     known = np.full(len(lengths), following is not None)
     dataset_rows = np.arange(len(obs)) + np.repeat(np.arange(len(lengths)), lengths)
@@ -102,29 +105,44 @@ def rows_of_columns(
     rows[dataset_rows, -1] = timeout
     if following is not None:
         rows[starts + lengths, :o] = following[np.cumsum(lengths) - 1]
-    return (rows, starts, lengths, known), (o, a)
+    return (rows, starts, lengths, known), (o, a), (unmarked_ends(unmarked) if unmarked else ())
 
 
-def episode_lengths(
-    obs: NDArray[Any],
-    ends: NDArray[np.bool_],
-    next_obs: NDArray[Any] | None,
-    tolerance: float = 1e-6,
-) -> I64:
-    """Lengths of the episodes of flat columns.
+def contradicts(following: NDArray[Any], obs: NDArray[Any]) -> NDArray[np.bool_]:
+    """(n,) whether stored next observations (n, obs) are others than these observations (n, obs).
 
-    `ends` marks recorded ends. Where stored next observations are given, an episode also ends
-    wherever one differs from the following observation by more than `tolerance` in Euclidean
-    distance: an end that the file forgot to mark.
+    Rounding is no contradiction: both are compared in float32, as rows hold them, and a component
+    may be off by the spacing of the coarsest type that it was stored in. What is left of the
+    differences must not be longer than TOLERANCE.
     """
-    ends = ends.copy()
-    ends[-1] = True
+    floats = [x.dtype for x in (following, obs) if x.dtype.kind == "f"]
+    spacing = max(float(np.finfo(t).eps) for t in (np.dtype(np.float32), *floats))
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused elsewhere
+        a, b = (x.astype(np.float32).astype(np.float64) for x in (following, obs))
+        left = np.abs(a - b) - spacing * np.maximum(np.abs(a), np.abs(b))
+        return np.asarray(np.linalg.norm(np.maximum(left, 0.0), axis=1) > TOLERANCE)
+
+
+def unmarked_ends(count: int) -> tuple[str]:
+    """The problem of ends of episodes that only contradicting next observations show."""
+    return (
+        f"{count} ends of episodes are not marked: there the stored next observation is not the "
+        "observation of the following row; episodes are split there",
+    )
+
+
+def _episode_lengths(
+    obs: NDArray[Any], recorded: NDArray[np.bool_], next_obs: NDArray[Any] | None
+) -> tuple[I64, int]:
+    """Lengths of the episodes of flat columns, and how many ends only `next_obs` shows."""
+    ends = recorded.copy()
     if next_obs is not None:
         for begin in range(0, len(obs) - 1, CHUNK):
             stop = min(begin + CHUNK, len(obs) - 1)
-            gap = np.asarray(next_obs[begin:stop], np.float64) - obs[begin + 1 : stop + 1]
-            ends[begin:stop] |= np.linalg.norm(gap, axis=1) > tolerance
-    return np.diff(np.flatnonzero(ends), prepend=-1).astype(np.int64)
+            ends[begin:stop] |= contradicts(next_obs[begin:stop], obs[begin + 1 : stop + 1])
+    unmarked = int((ends & ~recorded).sum())
+    ends[-1] = True
+    return np.diff(np.flatnonzero(ends), prepend=-1).astype(np.int64), unmarked
 
 
 def _episode_columns(name: str, e: int, raw: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:

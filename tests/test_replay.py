@@ -8,6 +8,7 @@ import pytest
 import torch
 from problems import build, walk
 
+from offrl.datasets.loading import load_dataset
 from offrl.datasets.offline import OfflineDataset, Reference, Spec
 from offrl.datasets.replay import STD_EPS, transitions
 from offrl.errors import DataError
@@ -104,6 +105,38 @@ def test_a_jump_in_the_next_observations_is_an_end() -> None:
     data = OfflineDataset.from_arrays(**flat(), next_observations=following)
     assert data.lengths.tolist() == [2, 2, 1]
     assert not data.terminated[3]
+    assert len(data.problems) == 1 and "1 ends of episodes are not marked" in data.problems[0]
+
+
+FLOATS = [np.float16, np.float32, np.float64]
+
+
+@pytest.mark.parametrize("obs_type", FLOATS)
+@pytest.mark.parametrize("next_type", FLOATS)
+@pytest.mark.parametrize("scale", [0.1, 40.0])
+def test_rounding_of_another_precision_is_no_end(
+    obs_type: type, next_type: type, scale: float
+) -> None:
+    path = np.random.default_rng(0).normal(size=(31, 4)) * scale
+    timeouts = np.arange(30) % 10 == 9
+    columns = (np.zeros((30, 1)), np.zeros(30), np.zeros(30), timeouts)
+    obs, following = path[:-1].astype(obs_type), path[1:].astype(next_type)
+    data = OfflineDataset.from_arrays(obs, *columns, following)
+    assert data.lengths.tolist() == [10, 10, 10] and data.problems == ()
+    names = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
+    read = load_dataset(dict(zip(names, (obs, *columns, following), strict=True)))
+    assert read.lengths.tolist() == [10, 10, 10] and read.problems == ()
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_a_small_jump_between_precisions_is_an_end(scale: float) -> None:
+    path = np.full((5, 2), scale)
+    following = path.astype(np.float32)
+    following[1, 1] += 1e-4 * scale
+    data = OfflineDataset.from_arrays(
+        path, np.zeros((5, 1)), np.zeros(5), np.zeros(5), None, following
+    )
+    assert data.lengths.tolist() == [2, 3]
 
 
 def test_column_vectors_are_columns() -> None:
