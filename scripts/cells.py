@@ -114,7 +114,8 @@ def run_cell(
     """Train or resume, evaluate the last policies, and keep in results/NAME what a table needs.
 
     The evaluation is of so many episodes, or of FINAL_EPISODES. `measure` says more of a policy
-    given the folder of its run, and is no part of what names the cell.
+    given the folder of its run, and is no part of what names the cell. How data was corrupted
+    stands in the cell, as the data has it.
     """
     digest, target = cell_hash(planned.record()), RESULTS / name
     if (target / "cell.json").exists() and read_json(target / "cell.json")["hash"] == digest:
@@ -139,6 +140,7 @@ def run_cell(
         lines = (source / "metrics.csv").read_text().splitlines(keepends=True)
         kept = [line for line in lines if any(word in line for word in KEPT)]
         (path / "metrics.csv").write_text("".join(kept))
+    corruption = planned.dataset.provenance.get("corruption")
     write_json(
         target / "cell.json",
         {
@@ -147,6 +149,7 @@ def run_cell(
             "commit": planned.record()["commit"],
             "date": date.today().isoformat(),
             "machine": machine(),
+            **({} if corruption is None else {"corruption": corruption}),
             "seeds": seeds,
         },
     )

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from cells import RESULTS, add_training_arguments, run_cell, training_settings, write_page
 from generative import demonstrations, interval, percent
+from results_page import changed_settings
 
 import offrl
 from offrl.datasets.loading import load_dataset
@@ -59,6 +60,7 @@ ENERGIES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     DOOR: {"ibc": LANGEVIN, "ebt": {**DESCENT, "history": 2, "horizon": 16, "execute": 8}},
 }
 AGENTS = (*COMPARED, "ibc", "ebt")
+SHOWN = ("backbone", "depth", "width", "horizon", "execute")  # in columns of the table
 
 
 def section(folder: Path) -> list[str]:
@@ -92,7 +94,12 @@ def section(folder: Path) -> list[str]:
             f"| {np.mean(returns):.1f} | {spread} | {len(finals)} | {network} "
             f"| {configs[name]['train']['batch_size']} | {own['horizon']} | {own['execute']} |"
         )
-    return lines
+    changed = [
+        f"`{name}` with {text}"
+        for name in names
+        if (text := changed_settings(name, configs[name], SHOWN))
+    ]
+    return [*lines, "", f"Other settings than the agents' defaults: {'; '.join(changed)}."]
 
 
 INTRODUCTION = """\

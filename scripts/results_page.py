@@ -5,7 +5,7 @@ stands below that dataset's table on every page drawn.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -153,14 +153,18 @@ def _shared(cells: list[Cell]) -> str:
 
 
 def _changed(cell: Cell) -> str:
-    """The settings that differ from those of the agent's recipe."""
-    stated = {**asdict(AGENTS[cell.agent][1]), **cell.config["recipe_values"]}
+    return changed_settings(cell.agent, cell.config)
+
+
+def changed_settings(agent: str, config: Mapping[str, Any], but: Collection[str] = ()) -> str:
+    """The settings of a run that differ from those of the agent's recipe, `but` for some."""
+    stated = {**asdict(AGENTS[agent][1]), **config["recipe_values"]}
     stated = json.loads(json.dumps(stated))  # tuples are lists in a file
-    used = cell.config["agent_config"]
+    used = config["agent_config"]
     return ", ".join(
         f"{name} {used[name]} instead of {stated[name]}"
         for name in stated
-        if name in used and used[name] != stated[name]
+        if name not in but and name in used and used[name] != stated[name]
     )
 
 
