@@ -27,7 +27,8 @@ has the next state twice and no reward, the prior gets no gradient, and the post
 bound. Departures from both: V and p see the past through a network of their own, apart from the
 policy's; the future's network is read by a mean over its tokens; the energy is an inner product of
 two networks; rewards and returns are standardised by the data, so that no scale is a setting; the
-energy knows h_i as the policy does, without a gradient into it; the context does not slide while
+energy knows h_i as the policy does, without a gradient into it; V's hidden units are ReLUs (tanh
+in the code); the context does not slide while
 a latent is held; draws of the prior outside the ball of `mass` of it are pulled onto it, since V
 is a guess there; no dropout (`offrl.attention`). The paper's discrete latents are `latents
 categorical`: expectations over them are exact, and codes of less probability than `least_mass`

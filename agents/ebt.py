@@ -16,8 +16,9 @@ The paper's code is not released. What is here follows that of Energy-Based Tran
 (arXiv:2507.02092): both stages, noise added before each step (`langevin`), a random rate from
 [r / s, r s] (`rate_spread`), r >= 1e-4, and a learning rate of r of 3 r_0 times the others', while
 the norm that is cut has the plain slope along r. Left out are its random number of steps and its
-buffer of earlier plans. Ours: the network and its size, chunks and average of Diffusion Policy,
-and r_0, which that code has at 500 for tokens and 3,000 for images. The metric `fall` is how much
+buffer of earlier plans. Ours: the network and its size, chunks, average and warm-up of Diffusion
+Policy (500 updates; 10,000 in that code), and r_0, which is 500 for tokens and 3,000 for images
+there. The metric `fall` is how much
 lower the energy is after the last step than before the first.
 
 A_0 knows nothing of A, so the best that L can learn is one chunk for each O: up to the smooth L1's

@@ -79,6 +79,7 @@ class FQLConfig(OneStep):
         check_choice(self, "q_agg", ("mean", "min"))
 
 
+D4RL = {"steps": 500_000}  # of the authors' commands
 # alpha by dataset of Adroit: human, cloned and expert, in thousands; the authors' commands.
 ADROIT = {
     "pen": (10, 10, 3),
@@ -90,19 +91,21 @@ ADROIT = {
 
 def _recipes() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {
-        f"{task}-{kind}": {"alpha": 1000.0 * alpha, "q_agg": "min"}
+        f"{task}-{kind}": {"alpha": 1000.0 * alpha, "q_agg": "min", **D4RL}
         for task, alphas in ADROIT.items()
         for kind, alpha in zip(("human", "cloned", "expert"), alphas, strict=True)
     }
     shifted = {"reward_shift": -1.0}
-    large = {f"antmaze-large-{kind}": {"alpha": 3.0, **shifted} for kind in ("play", "diverse")}
+    large = {
+        f"antmaze-large-{kind}": {"alpha": 3.0, **shifted, **D4RL} for kind in ("play", "diverse")
+    }
     scaled = {"normalize_q": True, "alpha": 1.0}
     return (
         found
         | large
         | {
-            "antmaze": {"alpha": 10.0, **shifted},
-            "adroit": {"alpha": 10_000.0, "q_agg": "min"},
+            "antmaze": {"alpha": 10.0, **shifted, **D4RL},
+            "adroit": {"alpha": 10_000.0, "q_agg": "min", **D4RL},
             "locomotion": scaled,
             "offrl": scaled,
         }

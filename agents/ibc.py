@@ -12,15 +12,15 @@ exp(-E / T) while they are shaken less and less; with langevin others and candid
 with noise (`offrl.energy_planners`), and no gradient flows through their walk. The loss says little
 of the policy: it rises while that gets better. Langevin's noise takes memory: a number for each
 component of each of the others at each step, for 64 updates at once (`offrl.streams`), which with
-Adroit's settings, 24 components and batches of 256 are 1.3 GB for each learner.
+Adroit's settings and 24 components are 2.5 GB for each learner.
 
 Settings and numbers are those of the authors' code, in which -E is the network's output. The
-defaults are its pushing from states, with fewer candidates when acting: 1,024 for 16,384.
-Departures: of the last candidates the best is taken (`offrl.energy.search` says what the code
-takes); langevin's shakes have the same scale in learning and acting, 1 when acting in the code
-whatever it is in learning; its second walk when acting, whose rates of 1e-5 move nothing, and the
-spectral norm of D4RL's layers are left out. Energies may be of several actions ahead (`horizon`
-beyond `history`), which is not of the paper.
+defaults are its pushing from states, with fewer candidates when acting: 1,024 for 16,384; its batch
+of 512 is in the recipe of Adroit alone. Departures: of the last candidates the best is taken
+(`offrl.energy.search` says what the code takes); langevin's shakes have the same scale in learning
+and acting, 1 when acting in the code whatever it is in learning; its second walk when acting, whose
+rates of 1e-5 move nothing, and the spectral norm of D4RL's layers are left out. Energies may be of
+several actions ahead (`horizon` beyond `history`), which is not of the paper.
 """
 
 from collections.abc import Mapping
@@ -97,7 +97,7 @@ class IBC(Agent):
         "adroit": {
             **{"history": 1, "horizon": 1, "width": 512, "depth": 8, "lr": 5e-4, "negatives": 8},
             **{"method": "langevin", "candidates": 512, "rounds": 100, "penalty": 1.0},
-            **{"rate": 0.5, "shake": 0.5, "limit": 0.5, "steps": 100_000},
+            **{"rate": 0.5, "shake": 0.5, "limit": 0.5, "batch_size": 512, "steps": 100_000},
         },
         "offrl": {"negatives": 64, "candidates": 512, "steps": 100_000},
     }

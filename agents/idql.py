@@ -10,7 +10,8 @@ knows of no value; and a policy that is put together only when it acts:
 
 with k one of T levels, e standard normal, and |.|^2 averaged over the components of the action.
 Order within an update, as in the authors' code: the model, V, Q with the new V, then the model's
-average and Q'. The model's learning rate falls along a cosine, that of the values does not.
+average and Q'. The model's learning rate falls along a cosine to the end of the run, which is
+3,000,000 updates long in that code; that of the values does not.
 
 With `process` "flow" the model is a straight flow walked by Euler, trained on |v - (a - x)|^2: the
 method that FQL's authors compare with as IFQL (arXiv:2502.02538). The agent named `ifql` has their

@@ -28,6 +28,7 @@ def test_implicit_bc_for_pushing_from_states() -> None:
 def test_implicit_bc_on_d4rls_hand() -> None:
     # google-research/ibc, configs/d4rl/mlp_ebm_langevin_best.gin.
     found = settings(IBC, IBCConfig(), "pen-human-v0")
+    assert found["batch_size"] == 512
     for name, value in {
         **{"history": 1, "horizon": 1, "width": 512, "depth": 8, "lr": 5e-4, "negatives": 8},
         **{"method": "langevin", "candidates": 512, "rounds": 100, "penalty": 1.0, "steep": 1.0},

@@ -101,6 +101,7 @@ def test_fql(name: str) -> None:
     assert name in named_sets() or families(name)
     alpha, agg = FQL_TABLE[name]
     found = settings(FQL, FQLConfig(), name)
+    assert found["steps"] == 500_000
     assert_has(found, alpha=alpha, q_agg=agg, normalize_q=False)
     assert_has(found, reward_shift=-1.0 if name.startswith("antmaze") else 0.0)
 
