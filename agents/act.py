@@ -26,20 +26,34 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from offrl.agent import Agent
+from offrl.checks import check_intervals
 from offrl.chunks import chunk_view
 from offrl.datasets.offline import OfflineDataset, Spec
 from offrl.datasets.windows import Windows
 from offrl.networks import Learners
 from offrl.optim import adamw
 from offrl.policy import PlanPolicy
-from offrl.style_plans import SMALL_STYLES, StyleConfig, style_networks, style_policy
+from offrl.style_plans import (
+    SMALL_STYLES,
+    ChunkTransformerConfig,
+    chunk_decoder,
+    decoder_policy,
+    style_encoder,
+)
 from offrl.styles import plain_error, reconstruct
 from offrl.types import Metrics, Noise, WindowBatch
 
 
 @dataclass(frozen=True)
-class ACTConfig(StyleConfig):
+class ACTConfig(ChunkTransformerConfig):
     """Settings of the authors' code for its simulated tasks."""
+
+    latent: int = 32  # components of the style z
+    kl_weight: float = 10.0  # beta
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_intervals(self, latent="[1, inf)", kl_weight="[0, inf)")
 
 
 class ACT(Agent):
@@ -54,7 +68,7 @@ class ACT(Agent):
 
     def __init__(self, spec: Spec, config: ACTConfig, learners: Learners) -> None:
         super().__init__(spec, config, learners)
-        self.net, self.style = style_networks(self)
+        self.net, self.style = chunk_decoder(self, config.latent), style_encoder(self)
         both = nn.ModuleList([self.net, self.style])
         self.net_opt = adamw(both, config.lr, config.weight_decay)
 
@@ -68,7 +82,7 @@ class ACT(Agent):
         return self.minimize(self.net_opt, self.loss, batch, noise)
 
     def loss(self, batch: WindowBatch, noise: Noise) -> tuple[Tensor, Metrics]:
-        error, divergence, _ = reconstruct(self.net, self.style, batch, noise["style"])
+        error, divergence = reconstruct(self.net, self.style, batch, noise["style"])
         loss = (error + self.config.kl_weight * divergence).mean(-1)
         return loss, {"chunk_error": error.mean(-1), "divergence": divergence.mean(-1)}
 
@@ -76,4 +90,4 @@ class ACT(Agent):
         return {"chunk_error": plain_error(self.net, batch).mean(-1)}
 
     def policy(self, learner: int = 0, provenance: Mapping[str, Any] | None = None) -> PlanPolicy:
-        return style_policy(self, self.net, learner, provenance)
+        return decoder_policy(self, self.net, learner, provenance)

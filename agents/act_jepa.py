@@ -1,20 +1,25 @@
-"""ACT with a joint-embedding prediction (ACT-JEPA; Vujinovic et al., 2025, arXiv:2501.14622).
+"""Chunks of actions with a joint-embedding prediction (ACT-JEPA; arXiv:2501.14622).
 
-ACT whose memory must also tell what will be seen, in the terms of an encoder of its own:
+A regression of the next k actions A from a memory of the last observations o that must also tell
+what will be seen, in the terms of an encoder of its own:
 
-    L = E[ |A_hat - A|_1 + beta KL(q(z | A, o) || N(0, I)) + lambda |p(m) - LN(e'(o_later))|_1 ]
+    m = e(o),   L = E[ |d(m) - A|_1 + lambda |p(m) - sg LN(e'(o_later))|_1 ]
     e' <- e' + (1 - decay) (e - e'),   decay from 0.996 to 1 along a line
 
-with m the memory of o and z, e ACT's encoder, here of the later observations as a sequence, and
-e' its average. Within an update: one step on L, then the average. Acting is ACT's; the predictor
-is not used.
+with e the context encoder, e' the target encoder, its average, here of the later observations as a
+sequence, p the predictor and d the decoder of actions; |.|_1 is a mean over components. There is
+no style, unlike in ACT: neither d nor p is told anything of the actions to come. Within an update:
+one step on L, then the average. Acting: A = d(m), and either a plan at each step, averaged as by
+ACT (`ensemble`), or all of a plan before the next; p and e' are not used.
 
-The paper's text is followed; sizes, lambda and the target's schedule are not in it, nor is there
-code: they are the usual ones of joint-embedding prediction and ours. The target gets no gradient
-and is normalised, without which both sides could agree on a constant; `target_std`, the mean
-deviation of the target's components within a batch, tells whether they do. Later observations
-beyond the episode's end count in neither that nor the error. What is said of ACT holds here too
-(`offrl agents act`).
+Source: Vujinovic and Kovacevic, 2025. The four parts and L are the paper's; no code of the
+authors' was found. Layers and sizes are those of ACT for states (`offrl agents act` says how they
+differ from its code), so that the two agents differ by style and prediction alone. Ours are
+lambda = 1, the number of later observations, and the target's schedule, the usual one of
+joint-embedding prediction. So is LN: the target gets no gradient and is normalised, without which
+both sides could agree on a constant; `target_std`, the mean deviation of the target's components
+within a batch, tells whether they do. Later observations beyond the episode's end count in neither
+that nor the error. Of several ways that demonstrators take, a regression cannot choose one.
 """
 
 from collections.abc import Mapping
@@ -35,19 +40,19 @@ from offrl.networks import Learners
 from offrl.optim import adamw
 from offrl.policy import PlanPolicy
 from offrl.style_plans import (
-    SMALL_STYLES,
-    StyleConfig,
+    SMALL_TRANSFORMERS,
+    ChunkTransformerConfig,
+    chunk_decoder,
+    decoder_policy,
     latent_predictor,
-    style_networks,
-    style_policy,
 )
-from offrl.styles import deviation, latent_error, plain_error, reconstruct
+from offrl.styles import chunk_error, deviation, latent_error, plain_error
 from offrl.types import FutureBatch, Metrics, Noise
 
 
 @dataclass(frozen=True)
-class ACTJEPAConfig(StyleConfig):
-    """ACT's settings, and ours for the prediction."""
+class ACTJEPAConfig(ChunkTransformerConfig):
+    """ACT's settings without those of its style, and ours for the prediction."""
 
     ahead: int = 16  # later observations that are predicted
     latent_weight: float = 1.0  # lambda
@@ -66,44 +71,42 @@ class ACTJEPA(Agent):
     suits = "few demonstrations, fine movements"
     stacked = False
     measure = "chunk_error"
-    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {"offrl": {**SMALL_STYLES, "ahead": 4}}
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "offrl": {**SMALL_TRANSFORMERS, "ahead": 4}
+    }
 
     def __init__(self, spec: Spec, config: ACTJEPAConfig, learners: Learners) -> None:
         super().__init__(spec, config, learners)
-        self.net, self.style = style_networks(self)
-        self.predictor = latent_predictor(self)
+        self.net, self.predictor = chunk_decoder(self), latent_predictor(self)
         self.target = Average(self.net, Decay("constant", config.target_decay))
-        everything = nn.ModuleList([self.net, self.style, self.predictor])
-        self.net_opt = adamw(everything, config.lr, config.weight_decay)
+        both = nn.ModuleList([self.net, self.predictor])
+        self.net_opt = adamw(both, config.lr, config.weight_decay)
 
     def view(self, dataset: OfflineDataset) -> Windows:
         return chunk_view(self, dataset, self.config.ahead)
-
-    def noise(self, batch_size: int) -> dict[str, tuple[int, ...]]:
-        return {"style": (batch_size, self.config.latent)}
 
     def schedule(self, step: int, steps: int) -> None:
         # 1 - decay falls to zero: of the rate itself, so that float32 keeps its digits.
         self.target.rate.fill_((1.0 - self.config.target_decay) * (1.0 - step / steps))
 
     def update(self, batch: FutureBatch, noise: Noise, phase: int) -> Metrics:
-        metrics = self.minimize(self.net_opt, self.loss, batch, noise)
+        metrics = self.minimize(self.net_opt, self.loss, batch)
         self.target.update(self.net)
         return metrics
 
-    def loss(self, batch: FutureBatch, noise: Noise) -> tuple[Tensor, Metrics]:
-        error, divergence, memory = reconstruct(self.net, self.style, batch, noise["style"])
+    def loss(self, batch: FutureBatch) -> tuple[Tensor, Metrics]:
+        memory = self.net.remember(batch.obs)
+        error = chunk_error(self.net.decode(memory), batch)
         with torch.no_grad():
             target = self.target.net.embed(batch.later_obs, batch.later_real)
             target = layer_norm(target, target.shape[-1:])
         latent = latent_error(self.predictor(memory), target, batch.later_real)
-        loss = error + self.config.kl_weight * divergence + self.config.latent_weight * latent
-        metrics = {"chunk_error": error, "divergence": divergence, "latent_error": latent}
-        found = {name: value.mean(-1) for name, value in metrics.items()}
-        return loss.mean(-1), {**found, "target_std": deviation(target, batch.later_real)}
+        loss = (error + self.config.latent_weight * latent).mean(-1)
+        metrics = {"chunk_error": error.mean(-1), "latent_error": latent.mean(-1)}
+        return loss, {**metrics, "target_std": deviation(target, batch.later_real)}
 
     def validate(self, batch: FutureBatch) -> Metrics:
         return {"chunk_error": plain_error(self.net, batch).mean(-1)}
 
     def policy(self, learner: int = 0, provenance: Mapping[str, Any] | None = None) -> PlanPolicy:
-        return style_policy(self, self.net, learner, provenance)
+        return decoder_policy(self, self.net, learner, provenance)

@@ -1,4 +1,4 @@
-"""What agents that plan in a style have in common (`offrl.styles`): settings, networks, policy."""
+"""What ACT and ACT-JEPA have in common (`offrl.styles`): settings, networks, policy."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from offrl.policy import PlanPolicy
 from offrl.styles import ChunkDecoder, LatentPredictor, StyleEncoder
 
 # What recipes for the tasks of `offrl.envs`, of short episodes, have in common.
-SMALL_STYLES: Mapping[str, Any] = {
+SMALL_TRANSFORMERS: Mapping[str, Any] = {
     **{"horizon": 8, "lr": 1e-3, "width": 128, "inner": 512, "heads": 4, "depth": 2},
-    **{"kl_weight": 1.0},
 }
+SMALL_STYLES: Mapping[str, Any] = {**SMALL_TRANSFORMERS, "kl_weight": 1.0}  # ACT's
 
 
 @dataclass(frozen=True)
-class StyleConfig(PlanConfig):
-    """Published settings; actions are planned at each step and averaged (arXiv:2304.13705)."""
+class ChunkTransformerConfig(PlanConfig):
+    """Published settings of ACT; actions are planned at each step, and averaged."""
 
     history: int = 1  # To, observations that the policy sees
     horizon: int = 100  # k, actions of a plan
@@ -34,37 +34,50 @@ class StyleConfig(PlanConfig):
     decoder_layers: int = 1  # 7 in the authors' code, which reads the first
     heads: int = 8
     inner: int = 3200  # units of the layers behind attention
-    latent: int = 32  # components of the style
-    kl_weight: float = 10.0  # beta
     lr: float = 1e-5  # learning rate
     weight_decay: float = 1e-4
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        sizes = ("decoder_layers", "heads", "inner", "latent")
+        sizes = ("decoder_layers", "heads", "inner")
         check_intervals(self, **dict.fromkeys(sizes, "[1, inf)"))
-        check_intervals(self, kl_weight="[0, inf)", weight_decay="[0, inf)", width="[4, inf)")
+        check_intervals(self, weight_decay="[0, inf)", width="[4, inf)")
         check_multiple(self, "width", self.heads, f"attention of {self.heads} heads")
         check_multiple(self, "width", 2, "an encoder of places by sine and cosine")
 
 
-def style_networks(agent: Agent) -> tuple[ChunkDecoder, StyleEncoder]:
-    """What acts, and what reads the style off a chunk."""
+def chunk_decoder(agent: Agent, latent: int = 0) -> ChunkDecoder:
+    """What acts, in a style of so many components."""
     cfg = agent.config
-    sizes = {"obs_dim": agent.obs_dim, "act_dim": agent.act_dim, "latent": cfg.latent}
-    layers = {"width": cfg.width, "heads": cfg.heads, "inner": cfg.inner}
-    net = ChunkDecoder(
+    return ChunkDecoder(
         agent.learners,
+        obs_dim=agent.obs_dim,
+        act_dim=agent.act_dim,
         history=cfg.history,
         horizon=cfg.horizon,
+        width=cfg.width,
+        heads=cfg.heads,
         encoder_layers=cfg.depth,
         decoder_layers=cfg.decoder_layers,
-        **sizes,
-        **layers,
+        inner=cfg.inner,
+        latent=latent,
     )
-    style = StyleEncoder(layers=cfg.depth, **sizes, **layers)
+
+
+def style_encoder(agent: Agent) -> StyleEncoder:
+    """What reads the style off a chunk."""
+    cfg = agent.config
+    style = StyleEncoder(
+        obs_dim=agent.obs_dim,
+        act_dim=agent.act_dim,
+        width=cfg.width,
+        heads=cfg.heads,
+        layers=cfg.depth,
+        inner=cfg.inner,
+        latent=cfg.latent,
+    )
     redraw(style, agent.learners)
-    return net, style
+    return style
 
 
 def latent_predictor(agent: Agent) -> LatentPredictor:
@@ -82,7 +95,7 @@ def latent_predictor(agent: Agent) -> LatentPredictor:
     return predictor
 
 
-def style_policy(
+def decoder_policy(
     agent: Agent, net: ChunkDecoder, learner: int, provenance: Mapping[str, Any] | None
 ) -> PlanPolicy:
     """The learner's network as a policy."""

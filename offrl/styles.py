@@ -1,4 +1,4 @@
-"""ACT's networks: a transformer from an observation and a style to a chunk of actions.
+"""Networks of ACT and ACT-JEPA: transformers from observations to a chunk of actions.
 
     q(z | A, o) = N(mu, diag(sigma)^2),  [mu, 2 log sigma] = W enc([CLS, W o, W a_1, ..., W a_k])_0
     memory      = enc([W z, W o_1, ..., W o_To]);  a_i = W dec(query_i, memory)
@@ -7,9 +7,10 @@ The style z is what demonstrators do differently in the same place. It is read o
 training and set to zero, the prior's mean, in use. Tokens of the style's encoder have sinusoidal
 places, those of the memory and the queries learned ones.
 
-With `predictor` there is a third part (ACT-JEPA): queries for later observations look at the same
-memory, and give what a target encoder makes of these observations,
+ACT-JEPA has no style, so its memory is of the observations alone, and no q; it has a predictor:
+queries for later observations look at the memory, and give what a target encoder makes of them,
 
+    memory   = enc([W o_1, ..., W o_To])
     latent_j = W dec'(query_j, memory),   target = LN(enc'([W' o_1, ..., W' o_n]))
 
 with enc' and W' following by an average, so that the memory must know what will be seen, and need
@@ -71,7 +72,10 @@ class StyleEncoder(nn.Module):
 
 
 class ChunkDecoder(nn.Module):
-    """A chunk for observations and a style: what acts, and the whole of a saved policy."""
+    """A chunk for observations and a style: what acts, and the whole of a saved policy.
+
+    With `latent` 0 there is no style, nor a token for it.
+    """
 
     def __init__(
         self,
@@ -95,18 +99,24 @@ class ChunkDecoder(nn.Module):
             **{"encoder_layers": encoder_layers, "decoder_layers": decoder_layers},
         }
         self.obs_dim, self.act_dim, self.latent = obs_dim, act_dim, latent
-        self.style, self.obs = nn.Linear(latent, width), nn.Linear(obs_dim, width)
-        self.place = nn.Embedding(1 + history, width)
+        self.style = nn.Linear(latent, width) if latent else None
+        self.obs = nn.Linear(obs_dim, width)
+        self.place = nn.Embedding((1 if latent else 0) + history, width)
         self.encoder = Encoder(width, heads, encoder_layers, inner)
         self.decoder = Decoder(horizon, width, heads, decoder_layers, inner)
         self.head = nn.Linear(width, act_dim)
         redraw(self, learners)
 
     def remember(
-        self, obs: Float[Tensor, "batch history obs"], style: Float[Tensor, "batch latent"]
+        self,
+        obs: Float[Tensor, "batch history obs"],
+        style: Float[Tensor, "batch latent"] | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
-        """The memory that decoders look at."""
-        tokens = torch.cat([self.style(style)[:, None], self.obs(obs)], 1)
+        """The memory that decoders look at; without a style, that of style zero."""
+        tokens = self.obs(obs)
+        if self.style is not None:
+            style = obs.new_zeros(len(obs), self.latent) if style is None else style
+            tokens = torch.cat([self.style(style)[:, None], tokens], 1)
         memory: Tensor = self.encoder(tokens, self.place.weight)
         return memory
 
@@ -126,14 +136,14 @@ class ChunkDecoder(nn.Module):
         return action
 
     def forward(
-        self, obs: Float[Tensor, "batch history obs"], style: Float[Tensor, "batch latent"]
+        self, obs: Float[Tensor, "batch history obs"]
     ) -> Float[Tensor, "batch horizon act"]:
-        return self.decode(self.remember(obs, style))
+        """The chunk of style zero."""
+        return self.decode(self.remember(obs))
 
     def plan(self, context: Context, noise: Noise) -> Float[Tensor, "n horizon act"]:
         """The chunk of style zero, kept in [-1, 1]."""
-        style = context.obs.new_zeros(len(context.obs), self.latent)
-        chunk: Tensor = self(context.obs, style)
+        chunk: Tensor = self(context.obs)
         return chunk.clamp(-1.0, 1.0)
 
     def noise(self) -> dict[str, tuple[int, ...]]:
@@ -148,13 +158,13 @@ class ChunkDecoder(nn.Module):
 
 
 class LatentPredictor(nn.Module):
-    """What later observations will be to the target encoder, told from a memory."""
+    """What later observations will be to the target encoder, told from a memory without a style."""
 
     def __init__(
         self, *, history: int, ahead: int, width: int, heads: int, layers: int, inner: int
     ) -> None:
         super().__init__()
-        self.place = nn.Embedding(1 + history, width)
+        self.place = nn.Embedding(history, width)
         self.decoder = Decoder(ahead, width, heads, layers, inner)
         self.head = nn.Linear(width, width)
 
@@ -167,8 +177,7 @@ class LatentPredictor(nn.Module):
 
 def plain_error(net: ChunkDecoder, batch: WindowBatch) -> Tensor:
     """|a_hat - a| with style zero, as the policy acts: (batch,), over the actions that are real."""
-    style = batch.obs.new_zeros(len(batch.obs), net.latent)
-    return chunk_error(net(batch.obs, style), batch)
+    return chunk_error(net(batch.obs), batch)
 
 
 def chunk_error(action: Float[Tensor, "batch horizon act"], batch: WindowBatch) -> Tensor:
@@ -182,16 +191,15 @@ def reconstruct(
     encoder: StyleEncoder,
     batch: WindowBatch,
     noise: Float[Tensor, "batch latent"],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What ACT's losses are made of: |a_hat - a|, the divergence of q from p, and the memory.
+) -> tuple[Tensor, Tensor]:
+    """What ACT's loss is made of: |a_hat - a|, and the divergence of q from p.
 
     The error is that of `chunk_error`; the divergence KL(q || N(0, I)), (batch,), is a sum over
     the components of the style.
     """
     mean, log_std = encoder(batch.obs[:, -1], batch.action, batch.real)
-    memory = net.remember(batch.obs, mean + log_std.exp() * noise)
-    error = chunk_error(net.decode(memory), batch)
-    return error, net.latent * divergence(mean, log_std), memory
+    action = net.decode(net.remember(batch.obs, mean + log_std.exp() * noise))
+    return chunk_error(action, batch), net.latent * divergence(mean, log_std)
 
 
 def latent_error(

@@ -20,6 +20,8 @@ from offrl.errors import ConfigError
         ("act", {"heads": 3}, "ACTConfig.width is 512; attention of 3 heads .* of 3"),
         ("act_jepa", {"heads": 1, "width": 9}, "ACTJEPAConfig.width is 9; .* of 2"),
         ("act", {"heads": 1, "width": 2}, r"ACTConfig.width is 2; .*\[4, inf"),
+        ("act", {"latent": 0}, r"ACTConfig.latent is 0; .*\[1, inf"),
+        ("act", {"kl_weight": -1.0}, r"ACTConfig.kl_weight is -1.0; .*\[0, inf"),
         ("chunk_bc", {"horizon": 18}, "ChunkBCConfig.horizon is 18; a U-Net of depth 3 .* of 4"),
         ("flow_bc", {"width": 12}, "FlowBCConfig.width is 12; the U-Net .* of 8"),
         ("flow_bc", {"backbone": "transformer", "width": 6}, "FlowBCConfig.width is 6; .* of 4"),

@@ -32,9 +32,10 @@ def decoder(rest: Rest, count: int) -> Read:
     return {"query": query, "layers": layers, "cross": cross, "norms": norms, "norm": linear(rest)}
 
 
-def of_net(net: Layers, depth: int, decoder_layers: int) -> Read:
+def of_net(net: Layers, depth: int, decoder_layers: int, styled: bool) -> Read:
     rest = iter(net)
-    read = {"style": linear(rest), "obs": linear(rest), "place": next(rest)}
+    read: Read = {"style": linear(rest)} if styled else {}
+    read |= {"obs": linear(rest), "place": next(rest)}
     read["encoder"] = sublayers(rest, depth)
     read |= {"decoder": decoder(rest, decoder_layers), "head": linear(rest)}
     return read
@@ -153,10 +154,9 @@ def train(
     depth: int,
     decoder_layers: int,
     heads: int,
-    latent: int,
-    kl_weight: float,
     lr: float,
     weight_decay: float,
+    kl_weight: float = 0.0,
     latent_weight: float = 0.0,
     target_decay: float = 1.0,
 ) -> tuple[dict[str, Layers], list[dict[str, Tensor]]]:
@@ -165,29 +165,36 @@ def train(
         for name in ("net", "style", "predictor")
         if name in nets
     }
-    net = of_net(params["net"], depth, decoder_layers)
-    style = of_style(params["style"], depth)
-    tables = [net["place"], net["decoder"]["query"], style["first"]]
-    foretold = "predictor" in params
+    styled, foretold = "style" in params, "predictor" in params
+    net = of_net(params["net"], depth, decoder_layers, styled)
+    tables = [net["place"], net["decoder"]["query"]]
+    if styled:
+        style = of_style(params["style"], depth)
+        tables += [style["first"]]
     if foretold:
         predictor = of_predictor(params["predictor"], decoder_layers)
         tables += [predictor["place"], predictor["decoder"]["query"]]
         copy = [p.detach().clone() for p in params["net"]]
-        target_net = of_net(copy, depth, decoder_layers)
+        target_net = of_net(copy, depth, decoder_layers, styled)
     everything = [p for part in params.values() for p in part]
     optimizer = torch.optim.AdamW(groups_of(everything, tables, weight_decay), lr)
     history = []
     for t, b in enumerate(batches):
-        mean, log_std = style_of(style, b, heads)
-        z = mean + torch.exp(log_std) * b["style"]
-        tokens = torch.cat([apply(net["style"], z)[:, None], apply(net["obs"], b["obs"])], 1)
+        tokens = apply(net["obs"], b["obs"])
+        if styled:
+            mean, log_std = style_of(style, b, heads)
+            z = mean + torch.exp(log_std) * b["style"]
+            tokens = torch.cat([apply(net["style"], z)[:, None], tokens], 1)
         memory = encode(net["encoder"], tokens, net["place"], heads)
         answer = apply(net["head"], decode(net["decoder"], memory, net["place"], heads))
         apart = torch.abs(answer - b["action"]).mean(2)
         error = (b["real"] * apart).sum(1) / b["real"].sum(1)
-        kl = 0.5 * (mean**2 + torch.exp(2.0 * log_std) - 1.0 - 2.0 * log_std).sum(1)
-        loss = torch.mean(error) + kl_weight * torch.mean(kl)
-        found = {"chunk_error": torch.mean(error), "divergence": torch.mean(kl)}
+        loss = torch.mean(error)
+        found = {"chunk_error": loss}
+        if styled:
+            kl = 0.5 * (mean**2 + torch.exp(2.0 * log_std) - 1.0 - 2.0 * log_std).sum(1)
+            loss = loss + kl_weight * torch.mean(kl)
+            found |= {"divergence": torch.mean(kl)}
         if foretold:
             later = apply(target_net["obs"], b["later_obs"])
             place = sinusoids(later.shape[1], later.shape[2])

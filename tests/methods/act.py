@@ -11,10 +11,11 @@ from offrl.datasets.replay import Replay
 from offrl.datasets.windows import windows
 
 TRAINING: dict[str, Any] = {
-    **{"history": 2, "horizon": 4, "execute": 2, "ensemble": -1.0, "kl_weight": 0.5},
+    **{"history": 2, "horizon": 4, "execute": 2, "ensemble": -1.0},
     **{"lr": LR, "weight_decay": 0.1},
 }
-SETTINGS = ("depth", "decoder_layers", "heads", "latent", "kl_weight", "lr", "weight_decay")
+SETTINGS = ("depth", "decoder_layers", "heads", "lr", "weight_decay")
+STYLED = {"kl_weight": 0.5}
 FORETOLD = {"ahead": 4, "latent_weight": 0.7, "target_decay": 0.5}
 
 
@@ -39,7 +40,7 @@ def flat_act(
     dataset: OfflineDataset,
     view: Replay,
 ) -> Trained:
-    own = ("latent_weight", "target_decay") if case.agent == "act_jepa" else ()
+    own = ("latent_weight", "target_decay") if case.agent == "act_jepa" else ("kl_weight",)
     return flat.act.train(nets, batches, TOTAL, **case.settings(*SETTINGS, *own))
 
 
@@ -49,15 +50,15 @@ def _case(agent: str, networks: str, changes: dict[str, Any]) -> Case:
         {**TRAINING, **changes},
         reach(loss=networks),
         flat_act,
-        {"style": (16, 4)},
+        {"style": (16, 4)} if agent == "act" else {},
         view=chunk_view,
     )
 
 
 CASES = {
-    "act": _case("act", "net style", {}),
-    "act-deep": _case("act", "net style", {"decoder_layers": 2, "depth": 1}),
-    "act_jepa": _case("act_jepa", "net style predictor", FORETOLD),
+    "act": _case("act", "net style", STYLED),
+    "act-deep": _case("act", "net style", {**STYLED, "decoder_layers": 2, "depth": 1}),
+    "act_jepa": _case("act_jepa", "net predictor", FORETOLD),
 }
 
 OTHER: dict[tuple[str, str], tuple[Any, dict[str, Any]]] = {
@@ -69,10 +70,20 @@ OTHER: dict[tuple[str, str], tuple[Any, dict[str, Any]]] = {
         ("decoder_layers", 2, {}),
         ("heads", 4, {}),
         ("inner", 8, {}),
-        ("latent", 3, {}),
     )
 }
+OTHER["act", "latent"] = (3, {})
 OTHER["act_jepa", "ahead"] = (3, {})
+# The predictor would be told of the actions that it must do without.
+TOLD = faults(
+    "agents.act_jepa.ACTJEPA.loss",
+    "act_jepa",
+    (
+        "memory = self.net.remember(batch.obs)",
+        "memory = self.net.remember(batch.obs) + batch.action.mean((1, 2))[:, None, None]",
+    ),
+    ("self.predictor(memory)", "self.predictor(memory) + batch.action.mean()"),
+)
 
 _BOTH = "act act-deep"
 FAULTS = [
@@ -101,14 +112,14 @@ FAULTS = [
     *faults(
         "agents.act_jepa.ACTJEPA.update",
         "act_jepa",
-        ("metrics = self.minimize(self.net_opt, self.loss, batch, noise)", "metrics = {}"),
+        ("metrics = self.minimize(self.net_opt, self.loss, batch)", "metrics = {}"),
         ("self.target.update(self.net)", "pass"),
         ("return metrics", "return {}"),
         (
-            "metrics = self.minimize(self.net_opt, self.loss, batch, noise)\n"
+            "metrics = self.minimize(self.net_opt, self.loss, batch)\n"
             "        self.target.update(self.net)",
             "self.target.update(self.net)\n"
-            "        metrics = self.minimize(self.net_opt, self.loss, batch, noise)",
+            "        metrics = self.minimize(self.net_opt, self.loss, batch)",
         ),
     ),
     *faults(
@@ -127,24 +138,24 @@ FAULTS = [
             "torch.ones_like(batch.later_real))\n            target",
         ),
         ("target, batch.later_real)\n        loss", "target, 0 * batch.later_real)\n        loss"),
+        ("remember(batch.obs)", "remember(batch.obs.flip(1))"),
         ("error + self", "error - self"),
-        ("self.config.kl_weight * divergence", "divergence"),
         ("self.config.latent_weight * latent", "latent"),
-        ("value.mean(-1)", "value.amax(-1)"),
-        ("loss.mean(-1)", "loss.sum(-1)"),
+        (").mean(-1)\n", ").sum(-1)\n"),
+        ('"chunk_error": error.mean(-1)', '"chunk_error": error.amax(-1)'),
+        ('"latent_error": latent.mean(-1)', '"latent_error": latent.amax(-1)'),
         ("deviation(target, batch.later_real)", "target.std((0, 1), correction=0).mean()"),
-        ('noise["style"]', '0 * noise["style"]'),
-        ('"latent_error": latent}', "}"),
     ),
+    *TOLD,
     *faults(
         "agents.act_jepa.ACTJEPA.__init__",
         "act_jepa",
         ("config.lr, config.weight_decay", "1e-5, config.weight_decay"),
-        ("[self.net, self.style, self.predictor]", "[self.net, self.style]"),
+        ("[self.net, self.predictor]", "[self.net]"),
     ),
     *faults(
         "styles.reconstruct",
-        "act act_jepa",
+        _BOTH,
         ("batch.obs[:, -1]", "batch.obs[:, 0]"),
         ("log_std.exp() * noise", "noise"),
         ("net.latent * divergence", "divergence"),
@@ -170,7 +181,7 @@ FAULTS = [
     ),
     *faults(
         "styles.StyleEncoder.forward",
-        "act act_jepa",
+        _BOTH,
         ("0.5 * log_variance", "log_variance"),
         ("[:, 0]\n", "[:, 1]\n"),
         ("[real.new_ones(batch, 2), real]", "[real.new_ones(batch, 2), real * 0 + 1]"),
