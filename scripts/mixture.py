@@ -14,7 +14,7 @@ scripts/results.py.
 import argparse
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from cells import (
     run_cell,
     training_settings,
 )
-from results_page import read_cell, section
+from results_page import Cell, read_cell, section
 
 import offrl
 from offrl.agents import AGENTS
@@ -41,9 +41,11 @@ from offrl.errors import ConfigError, DataError
 from offrl.experiment import plan
 from offrl.files import read_json, write_json
 from offrl.plotting import learners, plot
+from offrl.statistics import crossed_interval
 
 DATASETS = ("hopper-medium-replay", "walker2d-medium-replay")
 COMPARED = ("td3_bc", "prdc", "a2pr", "iql", "percent_bc")
+CLAIM = ("a2pr", "td3_bc")  # the first is said to be the better on such data
 POOR = {
     "random": "of a policy with uniform actions",
     "lowest": "of the dataset's episodes of lowest return",
@@ -71,10 +73,20 @@ def main() -> int:
             (PAGE / data.name).mkdir(parents=True, exist_ok=True)
             write_json(PAGE / data.name / FACTS, data.provenance["mixture"])
             for agent in options.agents:
-                planned = plan(agent, data, settings=training_settings(options))
+                settings = {**training_settings(options), **settings_of(agent, data)}
+                planned = plan(agent, data, settings=settings)
                 run_cell(planned, f"mixture/{data.name}/{agent}")
     draw(PAGE)
     return 0
+
+
+def settings_of(agent: str, data: OfflineDataset) -> dict[str, Any]:
+    """What an agent has instead of its recipe: %BC imitates as many episodes as are good."""
+    if agent != "percent_bc":
+        return {}
+    good = data.provenance["mixture"]["best"]["episodes"]
+    # The half is cut off, and keeps a rounded share from losing an episode.
+    return {"top_fraction": round((good + 0.5) / data.num_episodes, 6)}
 
 
 def made(source: OfflineDataset, poor: str, best: float, size: int, seed: int) -> OfflineDataset:
@@ -182,12 +194,33 @@ def draw(page: Path) -> None:
         names = [name for name in AGENTS if (folder / name / "cell.json").exists()]
         if not names:
             continue
-        heading, *table = section(folder, [read_cell(folder / name) for name in names])[1:]
+        cells = [read_cell(folder / name) for name in names]
+        heading, *table = section(folder, cells)[1:]
         text += ["", heading, "", made_of(read_json(folder / FACTS)), *table]
+        text += difference(folder, cells)
         runs = [run for name in names for run in learners(folder / name)]
         plot(runs, page / f"{folder.name}.png", force=True)
         text += ["", f"![learning curves]({folder.name}.png)"]
     (page / "README.md").write_text("\n".join(text) + "\n")
+
+
+def difference(folder: Path, cells: Sequence[Cell]) -> list[str]:
+    """What the claim's agents score apart, seed by seed and start by start, if both are there."""
+    if not {*CLAIM} <= {cell.agent for cell in cells}:
+        return []
+    ours, theirs = (
+        np.array(
+            [seed["final"]["returns"] for seed in read_json(folder / a / "cell.json")["seeds"]]
+        )
+        for a in CLAIM
+    )
+    if ours.shape != theirs.shape:
+        return []
+    reference = cells[0].config["dataset"]["reference"]
+    points = 100 * (ours - theirs) / (reference["max"] - reference["min"])
+    interval = crossed_interval(points)
+    between = "" if interval is None else f" ({interval})"
+    return ["", f"`{CLAIM[0]}` less `{CLAIM[1]}`, start by start: {points.mean():.1f}{between}."]
 
 
 def made_of(facts: Mapping[str, Any]) -> str:
@@ -210,9 +243,15 @@ INTRODUCTION = """\
 
 Normalised score, 100 (return - min) / (max - min) with D4RL's references, of the last policies on
 20 starts common to all agents; mean over seeds with its 95 % interval (Student's t over seeds), the
-highest mean first. All agents learn from the same set, with the settings of their recipes. Made by
-`python scripts/mixture.py`; each cell's `cell.json` has its command, commit, machine and every
-return."""
+highest mean first. The difference of two agents is paired by seed and start, and its interval
+covers both (`offrl.statistics.crossed_interval`).
+
+The good part is the best episodes that were logged, with the scores stated, and no expert's. Both
+parts are drawn once: all seeds and agents learn from the same set, and no interval says what
+another draw of the poor part would change. Settings are those of the recipes, but for `percent_bc`:
+good episodes may be longer than poor ones, so that a tenth of the episodes would be mostly poor,
+and it imitates as many episodes as the good part has. Made by `python scripts/mixture.py`; each
+cell's `cell.json` has its command, commit, machine and every return."""
 
 
 if __name__ == "__main__":

@@ -13,11 +13,12 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts"))
 
 import cells
 import mixture
+from results_page import Cell
 
 from offrl.datasets.offline import OfflineDataset, Reference
 from offrl.datasets.staged import spec_of
 from offrl.errors import ConfigError, DataError
-from offrl.files import read_json
+from offrl.files import read_json, write_json
 
 SPEC = spec_of(Drift())
 
@@ -108,6 +109,30 @@ def test_what_cannot_be_mixed(
         mixture.mixture(data, poor, best, size, 0)
 
 
+@pytest.mark.parametrize("good", [1, 7, 48])
+def test_percent_bc_imitates_as_many_episodes_as_are_good(good: int) -> None:
+    data = source([float(i) for i in range(49)], length=1)
+    data = replace(data, provenance={"mixture": {"best": {"episodes": good}}})
+    assert mixture.settings_of("td3_bc", data) == {}
+    share = mixture.settings_of("percent_bc", data)["top_fraction"]
+    assert sorted(data.top(share).returns()) == [float(i) for i in range(49 - good, 49)]
+
+
+def test_the_difference_by_hand(tmp_path: Path) -> None:
+    config = {"dataset": {"reference": {"min": 10.0, "max": 30.0}}}
+    found = [Cell(a, 0.0, None, None, 0.0, 2, 1.0, {}, config) for a in mixture.CLAIM]
+    for agent, returns in {"a2pr": [[14, 16], [16, 18]], "td3_bc": [[10, 12], [12, 14]]}.items():
+        seeds = [{"final": {"returns": r}} for r in returns]
+        (tmp_path / agent).mkdir()
+        write_json(tmp_path / agent / "cell.json", {"seeds": seeds})
+    # Four of the twenty between the references, at every start: no spread, though returns have.
+    said = "`a2pr` less `td3_bc`, start by start: 20.0 (20.0 to 20.0)."
+    assert mixture.difference(tmp_path, found) == ["", said]
+    assert mixture.difference(tmp_path, found[:1]) == []
+    write_json(tmp_path / "a2pr" / "cell.json", {"seeds": seeds[:1]})
+    assert mixture.difference(tmp_path, found) == []
+
+
 def test_cells_are_run_skipped_and_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,6 +155,10 @@ def test_cells_are_run_skipped_and_drawn(
     text = (page / "README.md").read_text()
     assert "Best of tiny: 4 steps in 1 episodes, scores 80.0 to 80.0, mean 80.0." in text
     assert "of a policy with uniform actions" in text and "| `percent_bc` |" in text
+    assert "Not by the recipe: `percent_bc` with top_fraction 0." in text
+    config = read_json(folder / "percent_bc" / "seed-0" / "config.json")
+    share = config["agent_config"]["top_fraction"]
+    assert int(share * config["dataset"]["episodes"]) == 1
     assert (page / f"{folder.name}.png").read_bytes().startswith(b"\x89PNG")
     capsys.readouterr()
     mixture.main()
