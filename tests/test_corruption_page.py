@@ -19,7 +19,7 @@ from corruption_cells import CLEAN, ROWS, Trained, clean_score, read_trained, wa
 from offrl.agents import AGENTS
 from offrl.datasets.corruption import Corruption, corrupt, masks_of
 from offrl.datasets.offline import Reference
-from offrl.experiment import Plan, plan
+from offrl.experiment import DataConfig, Plan, plan
 
 HOPPER = "hopper-medium-replay"
 TRAIN = {"steps": 100, "batch_size": 256, "backend": "eager"}
@@ -303,7 +303,7 @@ def test_a_cell_says_how_its_data_was_corrupted_and_is_then_skipped(
     clean = replace(walk(episodes=4, length=10), reference=Reference(-20.0, 0.0, "none"))
     data = corrupt(clean, Corruption(("rewards",), rate=0.5, seed=3))
     settings = {"steps": 4, "eval_every": 2, "eval_episodes": 1, "hidden": (8,), "seed": 3}
-    planned = plan("iql", data, env=Drift, settings=settings)
+    planned = plan("iql", data, Drift, data=DataConfig(time_limit="keep"), settings=settings)
     cells.run_cell(planned, "corruption/walk/random-rate-0.5-scale-1/rewards/iql/seed-3")
     row = tmp_path / "results/corruption/walk/random-rate-0.5-scale-1/rewards/iql"
     assert {p.name for p in (row / "seed-3").iterdir()} == {
