@@ -109,6 +109,16 @@ def steps_in(folder: Path) -> list[int]:
     return sorted(int(m[1]) for p in folder.iterdir() if (m := STEP.fullmatch(p.name)))
 
 
+def before_the_first(folders: Sequence[Path], every: int) -> bool:
+    """Whether the learners' first checkpoint, due by step `every`, was never finished.
+
+    A kill or a full disk while it is written leaves it to some of the learners. Where one that has
+    none lost what it had, the others have two, or a later one.
+    """
+    found = [steps_in(folder) for folder in folders]
+    return not all(found) and all(len(s) < 2 and max(s, default=0) <= every for s in found)
+
+
 def latest_common_step(folders: Sequence[Path]) -> int:
     """The newest step at which every learner has a checkpoint.
 

@@ -349,10 +349,11 @@ class Trainer:
 
     def _load(self) -> None:
         folders = self._checkpoint_folders()
-        if not any(checkpoints.steps_in(folder) for folder in folders):
-            # Killed before its first checkpoint: the run begins again, its tables empty.
+        if checkpoints.before_the_first(folders, self.config.checkpoint_every):
+            # The run begins again, its tables empty.
             for folder in self.folders:
                 cut_back(folder, {})
+            checkpoints.drop_after(folders, 0)
             return
         step = checkpoints.latest_common_step(folders)
         states = checkpoints.load(folders, step, checkpoints.agent_entries(self.agent))

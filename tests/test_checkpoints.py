@@ -1,13 +1,19 @@
 """Checkpoints that are damaged, foreign or missing, and the tables that go with them."""
 
+import errno
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from problems import build, walk
 from test_resume import results
+from torch import Tensor
 
 from offrl import checkpoints
 from offrl.errors import OffrlError, RunError
@@ -96,6 +102,53 @@ def test_starting_again_without_any_checkpoint(run: Path, finished: Path) -> Non
     assert (run / "metrics.csv").read_bytes() == (finished / "metrics.csv").read_bytes()
 
 
+def begin_stacked(out: Path, **changes: object) -> None:
+    train("bc", walk(), env=None, out=out, seeds=2, **{**SETTINGS, **changes})
+
+
+def killed_at_the_second_learner(out: Path) -> None:
+    written = []
+    make = checkpoints.new_folder
+
+    def deadly(path: Path) -> AbstractContextManager[Path]:
+        written.append(path)
+        if len(written) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return make(path)
+
+    checkpoints.new_folder = deadly
+    begin_stacked(out)
+
+
+def full_at_the_second_learner(out: Path) -> None:
+    save = checkpoints.save_file
+    saved = []
+
+    def full(tensors: dict[str, Tensor], path: Path) -> None:
+        saved.append(path)
+        if len(saved) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(tensors, path)
+
+    checkpoints.save_file = full
+    begin_stacked(out)
+
+
+@pytest.mark.parametrize("end", [killed_at_the_second_learner, full_at_the_second_learner])
+def test_a_first_checkpoint_of_some_learners_is_made_anew(
+    end: Callable[[Path], None], tmp_path: Path
+) -> None:
+    out, straight = tmp_path / "run", tmp_path / "straight"
+    child = multiprocessing.get_context("fork").Process(target=end, args=(out,))
+    child.start()
+    child.join(100)
+    found = [checkpoints.steps_in(out / f"seed-{s}" / "checkpoints") for s in (0, 1)]
+    assert child.exitcode and found == [[6], []]
+    begin_stacked(straight)
+    resume_run(out, dataset=walk())
+    assert results(out) == results(straight)
+
+
 def test_policies_that_were_lost_are_written_again(run: Path, finished: Path) -> None:
     shutil.rmtree(run / "policy")
     (run / ".policy.old.tmp").mkdir()  # what a kill between two renames leaves
@@ -118,10 +171,12 @@ def test_performance_goes_on_where_the_checkpoint_was(run: Path) -> None:
 
 
 def test_a_learner_without_its_checkpoint_is_named(tmp_path: Path) -> None:
-    train("bc", walk(), env=None, out=tmp_path / "run", seeds=2, **SETTINGS)
-    shutil.rmtree(tmp_path / "run" / "seed-1" / "checkpoints")
-    with pytest.raises(RunError, match="seed-1/checkpoints has none"):
-        resume_run(tmp_path / "run", dataset=walk())
+    begin_stacked(tmp_path / "run")
+    begin_stacked(tmp_path / "one", keep_checkpoints=1)
+    for name in ("one", "run"):
+        shutil.rmtree(tmp_path / name / "seed-1" / "checkpoints")
+        with pytest.raises(RunError, match="seed-1/checkpoints has none"):
+            resume_run(tmp_path / name, dataset=walk())
     shutil.rmtree(tmp_path / "run" / "seed-1")
     with pytest.raises(RunError, match="seed-1 cannot be opened"):
         resume_run(tmp_path / "run", dataset=walk())
