@@ -12,7 +12,7 @@ from offrl.datasets.download import fetch
 from offrl.datasets.names import Named, named_by_file, named_sets
 from offrl.datasets.offline import OfflineDataset
 from offrl.datasets.origin import Bounds, Origin
-from offrl.datasets.screening import OutOfBounds, TimeLimit, screen
+from offrl.datasets.screening import OWN, OutOfBounds, TimeLimit, screen
 from offrl.errors import ConfigError, DataError, near
 from offrl.files import cache_folder
 
@@ -26,6 +26,7 @@ def load_dataset(
     out_of_bounds: OutOfBounds = "refuse",
     time_limit: TimeLimit = None,
     env_id: str | None = None,
+    default_env: str | None = None,
     action_bounds: Bounds | None = None,
     columns: Columns | None = None,
     download: bool = True,
@@ -45,13 +46,18 @@ def load_dataset(
     Two faults are refused. Actions outside their bounds: `out_of_bounds` "clip" or "keep" loads
     them. Terminals that fall on the time limit: `time_limit` in steps makes those truncations,
     "keep" leaves them. `env_id` and `action_bounds` (low, high) say for flat files what they do
-    not hold. All this is recorded in the provenance. Raises DataError or ConfigError.
+    not hold; `default_env` stands for `env_id` where nothing else tells the environment. All this
+    is recorded in the provenance. Raises DataError or ConfigError.
     """
     steps = time_limit if isinstance(time_limit, int) else None
-    origin = Origin("dictionary", None, env_id, action_bounds, steps)
+    origin = Origin("dictionary", None, env_id, default_env, action_bounds, steps)
     if isinstance(name_or_path, Mapping):
         dataset = load_d4rl_mapping(name_or_path, origin)
         return screen(dataset, out_of_bounds, time_limit)
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise DataError(
+            f"a dataset is a name, a path, or D4RL's dictionary of arrays; this is {name_or_path!r}"
+        )
     asked = os.fspath(name_or_path)
     path, named = locate(asked, download=download, cache=cache, data_dir=data_dir)
     if path is None:
@@ -59,11 +65,12 @@ def load_dataset(
 
         _refuse_flat_facts(asked, env_id, action_bounds, columns)
         dataset = load_minari_id(asked.removeprefix("minari:"), minari_root(), download=download)
-        return screen(dataset, out_of_bounds, time_limit)
+        return screen(dataset, out_of_bounds, time_limit, OWN)
     name = asked if named is not None or _is_name(asked) else path.stem
     if path.is_dir():
         _refuse_flat_facts(asked, env_id, action_bounds, columns)
         dataset = _load_folder(path, name if _is_name(asked) else None)
+        return screen(dataset, out_of_bounds, time_limit, OWN)
     else:
         named = named or named_by_file(path.name)
         name = name if named is None else named.name

@@ -35,7 +35,10 @@ class Reference:
 
 @dataclass(frozen=True)
 class Spec:
-    """What an observation and an action are: bounds per component, and names of the parts."""
+    """What an observation and an action are: bounds per component, and names of the parts.
+
+    Raises DataError for a low bound above its high one, and for as many of one as not of the other.
+    """
 
     obs_low: tuple[float, ...]
     obs_high: tuple[float, ...]
@@ -45,6 +48,21 @@ class Spec:
     obs_keys: Mapping[str, tuple[int, int]] | None = (
         None  # part of a dict observation -> [start, stop)
     )
+
+    def __post_init__(self) -> None:
+        for what in ("obs", "action"):
+            low, high = getattr(self, f"{what}_low"), getattr(self, f"{what}_high")
+            if len(low) != len(high):
+                raise DataError(
+                    f"{what}_low has {len(low)} entries and {what}_high {len(high)}; give both "
+                    "bounds of each component"
+                )
+            for i, (least, most) in enumerate(zip(low, high, strict=True)):
+                if not least <= most:
+                    raise DataError(
+                        f"{what}_low[{i}] is {least:g} and {what}_high[{i}] {most:g}; a low bound "
+                        "must not be above the high one"
+                    )
 
     @classmethod
     def unbounded(cls, obs_dim: int, act_dim: int) -> "Spec":
@@ -302,10 +320,17 @@ class OfflineDataset:
                 f"{self.name}: a validation fraction of {fraction} is not between 0 and 1"
             )
         count = round(fraction * self.num_episodes)
-        if count == 0 or count == self.num_episodes:
+        if self.num_episodes == 1:
             raise DataError(
-                f"{self.name}: {fraction} of {self.num_episodes} episodes rounds to {count}; "
-                "both parts of a split need an episode"
+                f"{self.name} has a single episode, and both parts of a split need an episode; "
+                "hold out none, with validation=0 (--validation 0)"
+            )
+        if count == 0 or count == self.num_episodes:
+            other = "smaller one" if count else f"validation of {1 / self.num_episodes:.2g} or more"
+            raise DataError(
+                f"{self.name}: {fraction} of {self.num_episodes} episodes rounds to {count}, and "
+                f"both parts of a split need an episode; give a {other} (--validation), or 0 to "
+                "hold out none"
             )
         order = Stream(seed, "split").block(0).permutation(self.num_episodes)
         held_out, kept = np.sort(order[:count]), np.sort(order[count:])

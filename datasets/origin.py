@@ -1,6 +1,6 @@
 """What is known about flat data beside its columns: the environment, its bounds and limit."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from offrl.datasets.flat import Episodes, FlatColumns, read_flat
 from offrl.datasets.names import Layout, Named, layout_of
 from offrl.datasets.offline import OfflineDataset, Reference, Spec
 from offrl.envs.references import reference_for
-from offrl.errors import DataError
+from offrl.errors import ConfigError, DataError
 
 Bounds = tuple[float, float]
 
@@ -21,6 +21,7 @@ class Origin:
     name: str
     named: Named | None = None  # the D4RL name of the file
     env_id: str | None = None  # as the user says
+    default_env: str | None = None  # what env_id is where nothing tells the environment
     action_bounds: Bounds | None = None  # as the user says, for every component
     time_limit: int | None = None  # steps, as the user says
     infos: tuple[str, ...] = ()  # names of the file's further columns
@@ -29,6 +30,8 @@ class Origin:
     def read(self, columns: FlatColumns) -> OfflineDataset:
         """The dataset of these columns, not yet screened."""
         layout = self._layout(columns)
+        if self.default_env is not None and (self.env_id, self.named, layout) == (None, None, None):
+            return replace(self, env_id=self.default_env, default_env=None).read(columns)
         low, high, limit = self._environment()
         if limit is None and layout is not None:
             limit = layout.time_limits[0]
@@ -86,7 +89,7 @@ class Origin:
             elif isinstance(space, gymnasium.spaces.Discrete):
                 low = high = int(space.n)
         if self.action_bounds is not None:
-            low, high = self.action_bounds
+            low, high = _pair(self.action_bounds)
         return low, high, limit
 
     def _identity(
@@ -125,3 +128,16 @@ class Origin:
         bounds = (tuple(np.broadcast_to(b, (act_dim,)).tolist()) for b in (low, high))
         action_low, action_high = bounds
         return Spec(unbounded.obs_low, unbounded.obs_high, action_low, action_high)
+
+
+def _pair(bounds: Any) -> Bounds:
+    try:
+        low, high = (float(bound) for bound in bounds)
+        if -np.inf < low < high < np.inf:
+            return low, high
+    except (TypeError, ValueError):
+        pass
+    raise ConfigError(
+        f"action_bounds is {bounds!r}; give two finite numbers, the low one first "
+        "(--action-bounds LOW HIGH)"
+    )

@@ -17,19 +17,39 @@ from offrl.errors import ConfigError, DataError
 OutOfBounds = Literal["refuse", "clip", "keep"]
 TimeLimit = int | Literal["keep"] | None
 SLACK = 1e-5  # of the bounds' range: rounding, not a fault
+# How other bounds are stated, by what the data are: flat columns, a Minari dataset, an object.
+FLAT = (
+    "; or state other bounds, with the environment (env_id, or env of offrl.train; --env ID) or "
+    "with action_bounds (--action-bounds LOW HIGH)"
+)
+OWN = "; the bounds are the dataset's own"
+OBJECT = "; or make the dataset with other bounds, as its spec"
 
 
 def screen(
-    dataset: OfflineDataset, out_of_bounds: OutOfBounds = "refuse", time_limit: TimeLimit = None
+    dataset: OfflineDataset,
+    out_of_bounds: OutOfBounds = "refuse",
+    time_limit: TimeLimit = None,
+    bounds: str = FLAT,
 ) -> OfflineDataset:
     """`dataset` as it may be used, or DataError. Its rows may be changed in place.
 
     What was clipped, kept or turned into a truncation is recorded in the provenance. What was
-    kept so before, as an imported dataset's own record says, is not asked about again.
+    kept so before, as an imported dataset's own record says, is not asked about again. `bounds`
+    is what the message says of stating others.
     """
     if out_of_bounds not in ("refuse", "clip", "keep"):
         raise ConfigError(f"out_of_bounds is {out_of_bounds!r}; it must be refuse, clip or keep")
-    return _screen_terminals(_screen_actions(dataset, out_of_bounds), time_limit)
+    return _screen_terminals(_screen_actions(dataset, out_of_bounds, bounds), time_limit)
+
+
+def screen_object(
+    dataset: OfflineDataset, out_of_bounds: OutOfBounds = "refuse", time_limit: TimeLimit = None
+) -> OfflineDataset:
+    """`screen` of a user's own object, whose rows stay as they are: changes are made to a copy."""
+    if out_of_bounds == "clip" or isinstance(time_limit, int):
+        dataset = replace(dataset, rows=dataset.rows.copy())
+    return screen(dataset, out_of_bounds, time_limit, OBJECT)
 
 
 def outside(dataset: OfflineDataset) -> tuple[int, float, float]:
@@ -71,7 +91,9 @@ def _bounds(dataset: OfflineDataset) -> tuple[NDArray[np.float32], NDArray[np.fl
     return (low - slack).astype(np.float32), (high + slack).astype(np.float32)
 
 
-def _screen_actions(dataset: OfflineDataset, out_of_bounds: OutOfBounds) -> OfflineDataset:
+def _screen_actions(
+    dataset: OfflineDataset, out_of_bounds: OutOfBounds, stated: str
+) -> OfflineDataset:
     count, least, greatest = outside(dataset)
     settled = "out_of_bounds" in dataset.provenance and out_of_bounds != "clip"
     if count == 0 or settled:
@@ -85,11 +107,12 @@ def _screen_actions(dataset: OfflineDataset, out_of_bounds: OutOfBounds) -> Offl
     if out_of_bounds == "refuse" or spec.action_kind == "discrete":
         remedy = (
             "Load with out_of_bounds='clip' to clip them (recorded rewards then belong to other "
-            "actions) or 'keep' to leave them (--out-of-bounds clip|keep); or state other bounds "
-            "with env_id (--env ID) or action_bounds (--action-bounds LOW HIGH)"
+            f"actions) or 'keep' to leave them (--out-of-bounds clip|keep){stated}"
         )
         if spec.action_kind == "discrete":
-            remedy = "Name the environment that the data is from with env_id (--env ID)"
+            remedy = "Repair these steps, or state another number of actions"
+            if stated == FLAT:
+                remedy = "Name the environment of the data: env_id (env of offrl.train; --env ID)"
         raise DataError(
             f"{dataset.name}: {count:,} of {dataset.num_steps:,} actions ({share:.1f} %) are "
             f"outside {bounds}, {whose}: they range from {least:g} to {greatest:g}. {remedy}"

@@ -17,6 +17,7 @@ from offrl.datasets.corruption import families_of_data
 from offrl.datasets.loading import SHIPPED, load_dataset, locate
 from offrl.datasets.names import named_sets
 from offrl.datasets.offline import OfflineDataset, Reference
+from offrl.datasets.screening import screen_object
 from offrl.envs.making import make, spaces_match
 from offrl.envs.references import reference_for
 from offrl.errors import ConfigError, RunError, near
@@ -31,6 +32,7 @@ DataLike = str | os.PathLike[str] | Mapping[str, Any] | OfflineDataset
 EnvLike = str | Callable[..., Any] | None
 NO_ENV = "none"
 VALIDATION_WITHOUT_ENV = 0.1
+FEW = 5  # episodes of which a tenth rounds to none
 RUN_SETTINGS = {"agent", "dataset", "env", "recipe", "out", "wandb", "resume", "callbacks"}
 RECORDED = {
     **{"agent": str, "recipe": str, "env_is_callable": bool},
@@ -46,8 +48,10 @@ class DataConfig:
     out_of_bounds: Literal["refuse", "clip", "keep"] = "refuse"
     time_limit: int | Literal["keep"] | None = None  # steps: terminals there are truncations
     data_dir: str | None = None  # folder to look for named datasets in first
-    validation: float | None = None  # share of episodes held out; 0.1 without an environment
+    # share of episodes held out; without an environment 0.1, but one of a few and not the only one
+    validation: float | None = None
     split_seed: int = 0  # of the episodes held out
+    action_bounds: tuple[float, float] | None = None  # low and high of actions, for flat files
 
 
 @dataclass(frozen=True)
@@ -141,22 +145,39 @@ def plan(
     if data.data_dir is not None:
         data = replace(data, data_dir=os.path.abspath(data.data_dir))
     source = None
-    if not isinstance(dataset, OfflineDataset):
+    if isinstance(dataset, OfflineDataset):
+        if data.action_bounds is not None:
+            raise ConfigError(
+                f"action_bounds is {data.action_bounds}, but {dataset.name} is a dataset already; "
+                "make it with these bounds, as its spec"
+            )
+        dataset = screen_object(dataset, data.out_of_bounds, data.time_limit)
+    else:
         asked = dataset
+        stated = env if isinstance(env, str) and env not in ("auto", NO_ENV) else None
         dataset = load_dataset(
             asked,
             out_of_bounds=data.out_of_bounds,
             time_limit=data.time_limit,
+            default_env=stated,
+            action_bounds=data.action_bounds,
             data_dir=data.data_dir,
         )
         source = None if isinstance(asked, Mapping) else _lasting(asked, data.data_dir)
     env = dataset.env_id if env == "auto" else None if env == NO_ENV else env
     if env is None and data.validation is None:
-        data = replace(data, validation=VALIDATION_WITHOUT_ENV)
+        data = replace(data, validation=_held_out(dataset.num_episodes))
     played = env if isinstance(env, str) else dataset.env_id
     recipe, values = find_recipe(cls, recipe, families_of_data(played, dataset))
     train, agent_config = configure(TrainConfig(), defaults, {**values, **(settings or {})})
     return Plan(name, cls, agent_config, train, data, dataset, source, env, recipe, values)
+
+
+def _held_out(episodes: int) -> float:
+    """The share held out unless told: at least one of several episodes, never the only one."""
+    if episodes == 1:
+        return 0.0
+    return 1 / episodes if episodes <= FEW else VALIDATION_WITHOUT_ENV
 
 
 def _lasting(asked: str | os.PathLike[str], data_dir: str | None) -> str:
@@ -212,6 +233,7 @@ def train(
     out_of_bounds: Literal["refuse", "clip", "keep"] = "refuse",
     time_limit: int | Literal["keep"] | None = None,
     data_dir: str | None = None,
+    action_bounds: tuple[float, float] | None = None,
     callbacks: Sequence[Callback] = (),
     **settings: Any,
 ) -> Run:
@@ -226,7 +248,7 @@ def train(
     `device` if told; agent, dataset and env are given again only where they were passed as objects.
     Raises OffrlError, before anything is written, for what cannot work.
     """
-    data = DataConfig(out_of_bounds, time_limit, data_dir, validation, split_seed)
+    data = DataConfig(out_of_bounds, time_limit, data_dir, validation, split_seed, action_bounds)
     if resume is not None:
         device = settings.pop("device", None)
         if settings or out is not None or recipe != "auto" or data != DataConfig():
@@ -315,7 +337,8 @@ def resume_run(
     if dataset is None:
         raise RunError(f"{folder} was trained on a dataset in memory; pass it as dataset=")
     try:
-        data = DataConfig(**record["data"])
+        stored = {k: tuple(v) if isinstance(v, list) else v for k, v in record["data"].items()}
+        data = DataConfig(**stored)
     except TypeError as error:
         raise RunError(f"{folder / 'config.json'} is not of this version: {error}") from None
     resumed = plan(

@@ -161,7 +161,9 @@ def _announce(plan: Plan) -> None:
         )
         values = values or "the defaults"
         print(f"{plan.agent}: recipe {plan.recipe} ({values})")
-    if plan.env is None:
+    if plan.env is None and not plan.data.validation:
+        print("no environment, and no episode is held out: nothing is evaluated during training")
+    elif plan.env is None:
         print(
             f"no environment: {plan.data.validation:.0%} of the episodes are held out, and "
             "validation errors are reported instead of returns"

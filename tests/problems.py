@@ -35,6 +35,8 @@ def walk(episodes: int = 8, length: int = 25, seed: int = 0) -> OfflineDataset:
             for e in range(episodes)
         ],
         name="walk",
+        # Those that terminate are as long as the others: here that is no fault.
+        provenance={"terminals_at_time_limit": {"treatment": "kept"}},
     )
 
 

@@ -3,11 +3,15 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+import offrl
 from offrl.about import listed
 from offrl.cli import main
+from offrl.experiment import plan
 
 TEXT = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 SHORTER = {
@@ -50,6 +54,16 @@ def test_the_python_examples_run(
     assert names["action"].shape == (6,)
     assert names["actions"].shape == (5, 6)
     assert capsys.readouterr().out
+
+
+def test_the_readmes_own_arrays_can_be_trained_on() -> None:
+    (block,) = (
+        b for b in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if "from_arrays" in b
+    )
+    names: dict[str, Any] = {"np": np, "offrl": offrl}
+    exec(compile(block, "README.md", "exec"), names)
+    planned = plan("bc", names["dataset"])
+    assert planned.dataset.num_episodes == 3 and planned.data.validation == 1 / 3
 
 
 def test_the_commands_run(

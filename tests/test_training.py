@@ -12,14 +12,15 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from dataset_files import d4rl_arrays
+from dataset_files import d4rl_arrays, write_d4rl
 from problems import ACT, Drift, walk
 
 from offrl import checkpoints
 from offrl.agents import BC
+from offrl.cli import main
 from offrl.datasets.offline import OfflineDataset
 from offrl.errors import ConfigError, DataError, OffrlError, RunError
-from offrl.experiment import plan, resume_run, train
+from offrl.experiment import DataConfig, plan, resume_run, train
 from offrl.files import read_json
 from offrl.policy import load_policy
 from offrl.types import Batch, Metrics, Noise
@@ -122,6 +123,88 @@ def test_mistakes_in_python_leave_nothing(
     with pytest.raises(OffrlError, match=said):
         train(**arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+def loud(steps: int = 60) -> OfflineDataset:
+    """Actions up to 2 where the bounds are [-1, 1], and terminals that are all at step 10."""
+    rng = np.random.default_rng(0)
+    return OfflineDataset.from_arrays(
+        observations=rng.normal(size=(steps, 3)),
+        actions=rng.uniform(-2.0, 2.0, (steps, 2)),
+        rewards=rng.normal(size=steps),
+        terminals=np.arange(steps) % 10 == 9,
+        name="loud",
+    )
+
+
+def test_a_dataset_in_memory_is_screened_like_a_file(tmp_path: Path) -> None:
+    data = loud()
+    rows, fingerprint = data.rows.copy(), data.fingerprint
+    with pytest.raises(DataError, match=r"loud: .*outside \[-1, 1\].*make the dataset with other"):
+        plan("bc", data, env=None)
+    with pytest.raises(DataError, match=r"6 of the 6 terminals are at step 10"):
+        plan("bc", data, env=None, data=DataConfig(out_of_bounds="clip"))
+    asked = DataConfig(out_of_bounds="clip", time_limit=10)
+    planned = plan("bc", data, env=None, data=asked)
+    assert np.abs(planned.dataset.action).max() == 1.0
+    assert planned.dataset.truncated.sum() == 6 and not planned.dataset.terminated.any()
+    assert planned.record()["dataset"]["fingerprint"] != fingerprint
+    # What the user holds is as it was.
+    np.testing.assert_array_equal(data.rows, rows)
+    kept = plan("bc", data, env=None, data=DataConfig(out_of_bounds="keep", time_limit="keep"))
+    assert kept.dataset.rows is data.rows
+    with pytest.raises(ConfigError, match=r"loud is a dataset already"):
+        plan("bc", data, env=None, data=DataConfig(action_bounds=(-2.0, 2.0)))
+
+
+def pendulum(loudness: float = 2.0) -> dict[str, Any]:
+    """D4RL's columns of a task whose actions are in [-2, 2]."""
+    arrays = d4rl_arrays([(10, "timeout")] * 4, act_dim=1)
+    return {**arrays, "actions": loudness * arrays["actions"]}
+
+
+@pytest.mark.parametrize("loudness", [2.0, 0.4])
+def test_the_environment_of_a_run_bounds_a_flat_file(loudness: float) -> None:
+    data = plan("bc", pendulum(loudness), env="Pendulum-v1").dataset
+    assert (data.spec.action_low, data.spec.action_high) == ((-2.0,), (2.0,))
+    assert data.env_id == "Pendulum-v1"
+
+
+def test_every_remedy_of_actions_out_of_bounds_works(tmp_path: Path) -> None:
+    path = str(write_d4rl(tmp_path / "swing.hdf5", pendulum()))
+    with pytest.raises(DataError, match=r"--out-of-bounds clip\|keep.*--env ID.*--action-bounds"):
+        plan("bc", path)
+    ways: list[dict[str, Any]] = [{"out_of_bounds": "clip"}, {"out_of_bounds": "keep"}]
+    for way in [*ways, {"action_bounds": (-2.0, 2.0)}]:
+        planned = plan("bc", path, env="none", data=DataConfig(**way))
+        assert planned.dataset.spec.action_high == ((2.0,) if "action_bounds" in way else (1.0,))
+    with pytest.raises(
+        ConfigError, match=r"action_bounds is \(2.0, -2.0\); give two finite numbers"
+    ):
+        plan("bc", path, data=DataConfig(action_bounds=(2.0, -2.0)))
+
+
+def test_the_command_takes_the_bounds_that_it_asks_for(tmp_path: Path) -> None:
+    path = str(write_d4rl(tmp_path / "swing.hdf5", pendulum()))
+    words = ["train", "--agent", "bc", "--dataset", path, "--env", "none", "--hidden", "4"]
+    words += ["--steps", "2", "--batch-size", "4", "--device", "cpu", "--out", str(tmp_path / "a")]
+    assert main([*words, "--action-bounds", "-2", "2"]) == 0
+    assert read_json(tmp_path / "a" / "config.json")["data"]["action_bounds"] == [-2, 2]
+    train(resume=tmp_path / "a")
+
+
+@pytest.mark.parametrize(("episodes", "held_out"), [(1, 0), (2, 1), (3, 1), (5, 1), (6, 1)])
+def test_a_few_episodes_train_without_an_environment(episodes: int, held_out: int) -> None:
+    data = walk(episodes)
+    share = plan("bc", data, env=None).data.validation
+    assert share is not None and round(share * episodes) == held_out
+    if held_out:
+        assert data.split(share, seed=0)[1].num_episodes == held_out
+
+
+def test_a_single_episode_trains(tmp_path: Path) -> None:
+    run = train("bc", walk(1), env=None, out=tmp_path / "run", **SETTINGS)
+    assert run.summaries[0]["step"] == 12
 
 
 def test_data_without_a_single_transition_are_refused(tmp_path: Path) -> None:
