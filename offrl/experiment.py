@@ -337,7 +337,9 @@ def resume_run(
     if dataset is None:
         raise RunError(f"{folder} was trained on a dataset in memory; pass it as dataset=")
     try:
-        stored = {k: tuple(v) if isinstance(v, list) else v for k, v in record["data"].items()}
+        stored: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in record["data"].items()
+        }
         data = DataConfig(**stored)
     except TypeError as error:
         raise RunError(f"{folder / 'config.json'} is not of this version: {error}") from None
