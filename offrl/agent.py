@@ -31,6 +31,10 @@ class Agent(nn.Module, ABC):
     Networks are submodules and optimisers are plain attributes, so checkpoints find every
     network, target and optimiser by walking the agent, with nothing to remember. An agent holds
     no counter and no generator: the trainer gives `update` its noise and its phase.
+
+    Optimisers are made by `offrl.optim.adam` or `adamw`, and together have every parameter that
+    requires a gradient. The trainer refuses an agent whose checkpoints would lack something: an
+    optimiser in a dictionary or a list, one of another kind, or a learning rate that is a number.
     """
 
     period: int = 1  # updates until the same work is done again; 2 where the policy is delayed

@@ -16,12 +16,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 
 from offrl.agent import Agent
-from offrl.errors import RunError
+from offrl.errors import ConfigError, RunError
 from offrl.files import new_folder, read_json, write_json
 from offrl.networks import seed_axes
+from offrl.optim import parameters_of
 
 FORMAT = 1
 STEP = re.compile(r"step-(\d{9})")
@@ -55,6 +56,39 @@ def agent_entries(agent: Agent) -> dict[str, Entry]:
                     axis = axes[name] if tensor.shape == parameter.shape else None
                     entries[f"opt/{opt_name}/{name}/{key}"] = Entry(tensor, axis)
     return entries
+
+
+def check_restorable(agent: Agent) -> None:
+    """Raise ConfigError for an agent of which a checkpoint would lack what an optimiser moves."""
+    name, optimizers = type(agent).__name__, agent.optimizers()
+    names = {id(p): n for n, p in agent.named_parameters()}
+    for opt_name, optimizer in optimizers.items():
+        whose = f"the optimiser {opt_name!r} of {name}"
+        remedy = "make it with offrl.optim.adam or adamw"
+        if not isinstance(optimizer, (Adam, AdamW)) or optimizer.defaults["amsgrad"]:
+            kind = type(optimizer).__name__
+            if isinstance(optimizer, (Adam, AdamW)):
+                kind += " with amsgrad"
+            raise ConfigError(f"{whose} is {kind}, which cannot be resumed; {remedy}")
+        for group in optimizer.param_groups:
+            if not isinstance(group["lr"], Tensor):
+                raise ConfigError(
+                    f"{whose} has {group['lr']!r} as its learning rate, which must be a tensor; "
+                    f"{remedy}"
+                )
+        if any(id(p) not in names for p in parameters_of(optimizer)):
+            raise ConfigError(
+                f"{whose} moves a parameter of no network that is an attribute of the agent; a "
+                "checkpoint would lack it"
+            )
+    moved = {id(p) for optimizer in optimizers.values() for p in parameters_of(optimizer)}
+    still = [n for n, p in agent.named_parameters() if p.requires_grad and id(p) not in moved]
+    if still:
+        raise ConfigError(
+            f"{name}: no optimiser moves {still[0]!r} (of {len(still)} such parameters). Make "
+            "each optimiser an attribute of the agent itself, where checkpoints find it, and "
+            "freeze by requires_grad_(False) what is not to be learned"
+        )
 
 
 def _state_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, Tensor]:

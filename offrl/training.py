@@ -110,6 +110,7 @@ class Trainer:
         self.make_env, self.reference, self.callbacks = make_env, reference, list(callbacks)
         self.provenance = dict(provenance or {})
         self.root = root
+        checkpoints.check_restorable(agent)
         self.best_by = self._best_by(validation)
         self.device, dtype = choose_device(config.device), getattr(torch, config.precision)
         replay = agent.view(dataset).to(dtype)

@@ -139,3 +139,55 @@ def test_settings_must_not_have_the_names_of_a_run_s(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=said):
             train(cls, walk(), env=None, out=tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
+
+
+class InDictionary(Own):
+    def __init__(self, spec: Spec, config: OwnConfig, learners: Learners) -> None:
+        super().__init__(spec, config, learners)
+        self.by_name = {"actor": self.actor_opt}
+        del self.actor_opt
+
+
+class WithMomentum(Own):
+    def __init__(self, spec: Spec, config: OwnConfig, learners: Learners) -> None:
+        super().__init__(spec, config, learners)
+        lr = torch.tensor(config.lr)
+        self.actor_opt = torch.optim.SGD(self.actor.parameters(), lr, 0.9)  # type: ignore[assignment]
+
+
+class WithMaximum(Own):
+    def __init__(self, spec: Spec, config: OwnConfig, learners: Learners) -> None:
+        super().__init__(spec, config, learners)
+        lr = torch.tensor(config.lr)
+        self.actor_opt = torch.optim.Adam(self.actor.parameters(), lr, amsgrad=True)
+
+
+class WithANumber(Own):
+    def __init__(self, spec: Spec, config: OwnConfig, learners: Learners) -> None:
+        super().__init__(spec, config, learners)
+        self.actor_opt = torch.optim.Adam(self.actor.parameters(), 0.1)
+
+
+class OfAnother(Own):
+    def __init__(self, spec: Spec, config: OwnConfig, learners: Learners) -> None:
+        super().__init__(spec, config, learners)
+        self.hidden_nets = [Bias(self.obs_dim, self.act_dim, learners)]
+        self.other_opt = adam(self.hidden_nets[0].parameters(), config.lr)
+
+
+@pytest.mark.parametrize(
+    ("cls", "said"),
+    [
+        (InDictionary, "InDictionary: no optimiser moves 'actor.layer"),
+        (WithMomentum, "'actor' of WithMomentum is SGD, which cannot be resumed; make it with"),
+        (WithMaximum, "is Adam with amsgrad, which cannot be resumed"),
+        (WithANumber, "has 0.1 as its learning rate, which must be a tensor; make it with"),
+        (OfAnother, "'other' of OfAnother moves a parameter of no network"),
+    ],
+)
+def test_an_optimiser_that_checkpoints_would_lack_is_refused(
+    cls: type[Own], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        train(cls, walk(), env=None, out=tmp_path / "run", steps=2, batch_size=4, device="cpu")
+    assert list(tmp_path.iterdir()) == []
