@@ -3,7 +3,7 @@
     python scripts/imitation.py                            # missing cells, then the table
     python scripts/imitation.py --datasets walker2d-medium-replay --steps 100000
     python scripts/imitation.py --expert walker2d-expert-v2 --datasets walker2d-medium-replay
-    python scripts/imitation.py --draw                     # the table of the cells that exist
+    python scripts/imitation.py --draw                     # the page of the cells that exist
 
 The expert is the episode of highest return of each dataset, the rest is the mixed data; --expert
 names another dataset, whose best episode is taken. No method reads a reward but to find it.
@@ -12,18 +12,24 @@ Finished cells are skipped and unfinished ones resumed, as by scripts/results.py
 
 import argparse
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from cells import RESULTS, SHIPPED, add_training_arguments, run_cell, training_settings
-from results_page import Cell, read_cell
+from cells import RESULTS, SHIPPED, add_training_arguments, run_cell, training_settings, write_page
+from results_page import read_cell
 
 import offrl
+from offrl.agents import ODICEILConfig
+from offrl.datasets.offline import OfflineDataset
+from offrl.errors import DataError
 from offrl.experiment import Plan, plan
+from offrl.files import read_json, write_json
+from offrl.plotting import learners, plot
 
 PAGE = RESULTS / "imitation"
+FACTS = "imitation.json"  # beside the cells of a dataset: scores of what they learn from
 ROWS = {  # folder, agent, and what the row is
     "all/odice_il": "ODICE, the expert's episode and all data",
     "expert/odice_il": "ODICE, the expert's episode alone, rewards 0",
@@ -32,55 +38,75 @@ ROWS = {  # folder, agent, and what the row is
 }
 
 
-def plans(dataset: str, expert: str, settings: dict[str, Any]) -> Iterator[tuple[str, Plan]]:
-    """The cells of a dataset: folder below results, and run."""
+def plans(
+    dataset: str, expert: str, settings: dict[str, Any]
+) -> tuple[str, dict[str, Any], dict[str, Plan]]:
+    """Of a dataset: the folder of its cells below PAGE, what they learn from, and their runs."""
     data = offrl.load_dataset(dataset)
     source = data if not expert else offrl.load_dataset(expert)
     named = {"expert": expert} if expert else {}
+    policy = ODICEILConfig()
+    alike = {"hidden": policy.actor_hidden, "lr": policy.lr}
     # The smallest share takes one episode.
-    one = {"top_fraction": 1.0 / source.num_episodes}
+    one = {**alike, "top_fraction": 1.0 / source.num_episodes}
     made: dict[str, tuple[str, str, dict[str, Any]]] = {
         "all/odice_il": ("odice_il", dataset, named),
         "expert/odice_il": ("odice_il", dataset, {**named, "mixed": False, "dual_weight": 0.4}),
         "expert/percent_bc": ("percent_bc", expert or dataset, one),
-        "all/bc": ("bc", dataset, {}),
+        "all/bc": ("bc", dataset, alike),
     }
-    for row, (agent, trained_on, own) in made.items():
-        planned = plan(agent, trained_on, env=data.env_id, settings={**settings, **own})
-        yield f"imitation/{data.name}{f'-{Path(expert).stem}' if expert else ''}/{row}", planned
+    runs = {
+        row: plan(agent, trained_on, env=data.env_id, settings={**settings, **own})
+        for row, (agent, trained_on, own) in made.items()
+    }
+    home = f"{data.name}-{Path(expert).stem}" if expert else data.name
+    return home, facts(data, source), runs
+
+
+def facts(data: OfflineDataset, source: OfflineDataset) -> dict[str, Any]:
+    """Scores of the data's episodes and of the expert's, which is the best of `source`."""
+    if data.reference is None:
+        raise DataError(f"{data.name} has no reference returns, and this table is of scores")
+    scores = data.reference.score(data.returns())
+    best = int(np.argmax(source.returns()))
+    return {
+        "data": {"mean": float(scores.mean()), "best": float(scores.max())},
+        "expert": {
+            "dataset": source.name,
+            "fingerprint": source.fingerprint,
+            "score": float(data.reference.score(source.returns()[best])),
+            "steps": int(source.lengths[best]),
+        },
+    }
 
 
 def section(folder: Path) -> list[str]:
-    """A dataset's part of the page."""
-    found: dict[str, Cell] = {
-        text: read_cell(folder / row)
-        for row, text in ROWS.items()
-        if (folder / row / "cell.json").exists()
-    }
+    """A dataset's part of the page, whose picture is drawn."""
+    found = {row: read_cell(folder / row) for row in ROWS if (folder / row / "cell.json").exists()}
     if not found:
         return []
-    data = next(iter(found.values())).config["dataset"]
-    reference = data["reference"]
-    span = reference["max"] - reference["min"]
-    best = 100 * (data["behaviour_return_max"] - reference["min"]) / span
-    mean = 100 * (data["behaviour_return_mean"] - reference["min"]) / span
+    stored = read_json(folder / FACTS)
+    data, expert = stored["data"], stored["expert"]
     lines = [
         "",
         f"## {folder.name}",
         "",
-        f"Scores of the data: {mean:.1f} mean, {best:.1f} best episode.",
+        f"Scores of the data: {data['mean']:.1f} mean, {data['best']:.1f} best episode. The "
+        f"expert's episode, of {expert['dataset']}: {expert['score']:.1f} in {expert['steps']:,} "
+        "steps.",
         "",
         "| method | final score | 95 % interval | mean of last 10 | seeds | updates |",
         "|---|--:|--:|--:|--:|--:|",
     ]
-    for text, cell in found.items():
+    for row, cell in found.items():
         interval = "" if cell.interval is None else "{:.1f} to {:.1f}".format(*cell.interval)
         lines.append(
-            f"| {text} | {cell.score:.1f} | {interval} | {cell.mean_of_last} | {cell.seeds} "
+            f"| {ROWS[row]} | {cell.score:.1f} | {interval} | {cell.mean_of_last} | {cell.seeds} "
             f"| {cell.config['train']['steps']:,} |"
         )
-    discussion = folder / "discussion.md"
-    return lines + (["", discussion.read_text().strip()] if discussion.exists() else [])
+    runs = [run for row in found for run in learners(folder / row)]
+    plot(runs, PAGE / f"{folder.name}.png", force=True)
+    return [*lines, "", f"![learning curves]({folder.name}.png)"]
 
 
 INTRODUCTION = """\
@@ -88,9 +114,10 @@ INTRODUCTION = """\
 
 Normalised score of the last policies on 20 common starts; mean over seeds with its 95 % interval
 (Student's t over seeds). The expert is one episode, the one of highest return; what else the data
-hold is not known to be good or bad. BC has its own settings, a smaller network among them. Made by
-`python scripts/imitation.py`; each cell's `cell.json` has its command, commit, machine and every
-return."""
+hold is not known to be good or bad. Where it is another dataset's, BC of all data does not see it.
+BC has the hidden layers and the learning rate of ODICE's policy; it fits the mean by squared errors
+and has no weight decay. Made by `python scripts/imitation.py`; each cell's `cell.json` has its
+command, commit, machine and every return."""
 
 
 def main() -> int:
@@ -104,13 +131,13 @@ def main() -> int:
     if not arguments.draw:
         settings = training_settings(arguments)
         for dataset in arguments.datasets:
-            for name, planned in plans(dataset, arguments.expert, settings):
-                run_cell(planned, name)
+            home, learned_from, runs = plans(dataset, arguments.expert, settings)
+            (PAGE / home).mkdir(parents=True, exist_ok=True)
+            write_json(PAGE / home / FACTS, learned_from)
+            for row, planned in runs.items():
+                run_cell(planned, f"imitation/{home}/{row}")
     PAGE.mkdir(parents=True, exist_ok=True)
-    text = [INTRODUCTION]
-    for folder in sorted(p for p in PAGE.iterdir() if p.is_dir()):
-        text += section(folder)
-    (PAGE / "README.md").write_text("\n".join(text) + "\n")
+    write_page(PAGE, INTRODUCTION, section)
     return 0
 
 
