@@ -1,4 +1,7 @@
-"""What ACT and ACT-JEPA have in common (`offrl.styles`): settings, networks, policy."""
+"""What agents that regress chunks have in common: settings, networks, policy.
+
+The networks are those of `offrl.styles`, with a style or without one.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,12 +20,12 @@ from offrl.styles import ChunkDecoder, LatentPredictor, StyleEncoder
 SMALL_TRANSFORMERS: Mapping[str, Any] = {
     **{"horizon": 8, "lr": 1e-3, "width": 128, "inner": 512, "heads": 4, "depth": 2},
 }
-SMALL_STYLES: Mapping[str, Any] = {**SMALL_TRANSFORMERS, "kl_weight": 1.0}  # ACT's
+SMALL_STYLES: Mapping[str, Any] = {**SMALL_TRANSFORMERS, "kl_weight": 1.0}
 
 
 @dataclass(frozen=True)
 class ChunkTransformerConfig(PlanConfig):
-    """Published settings of ACT; actions are planned at each step, and averaged."""
+    """Published settings; actions are planned at each step and averaged (arXiv:2304.13705)."""
 
     history: int = 1  # To, observations that the policy sees
     horizon: int = 100  # k, actions of a plan
