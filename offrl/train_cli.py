@@ -61,6 +61,9 @@ def main(argv: list[str]) -> int:
     first.add_argument("--device")
     first.add_argument("-h", "--help", action="store_true")
     chosen, rest = first.parse_known_args(argv)
+    if chosen.help and (chosen.agent is None or chosen.resume is not None):
+        print(USAGE)
+        return 0
     if chosen.resume is not None:
         if rest or chosen.agent:
             raise ConfigError(
@@ -72,7 +75,7 @@ def main(argv: list[str]) -> int:
         _report(resume_run(folder, callbacks=callbacks, device=chosen.device))
         return 0
     if chosen.agent is None:
-        if chosen.help or not argv:
+        if not argv:
             print(USAGE)
             return 0
         raise ConfigError(f"no agent was named: --agent is one of {', '.join(AGENTS)}")

@@ -209,7 +209,11 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"offrl {__version__}\n"
     assert main(["train", "--help"]) == 0
-    assert "agents: bc, percent_bc, td3_bc, iql, prdc" in capsys.readouterr().out
+    usage = capsys.readouterr().out
+    assert "agents: bc, percent_bc, td3_bc, iql, prdc" in usage
+    for arguments in (["--resume", "run", "--help"], ["-h", "--resume", "run"]):
+        assert main(["train", *arguments]) == 0
+        assert capsys.readouterr().out == usage
 
 
 @pytest.mark.parametrize(
