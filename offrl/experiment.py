@@ -33,6 +33,7 @@ EnvLike = str | Callable[..., Any] | None
 NO_ENV = "none"
 VALIDATION_WITHOUT_ENV = 0.1
 FEW = 5  # episodes of which a tenth rounds to none
+OFF = (False, 0, None, "none", "", ())  # values of settings that change nothing
 RUN_SETTINGS = {"agent", "dataset", "env", "recipe", "out", "wandb", "resume", "callbacks"}
 RECORDED = {
     **{"agent": str, "recipe": str, "env_is_callable": bool},
@@ -321,13 +322,20 @@ def resume_run(
     """Continue the run in this folder from its newest checkpoint, on its device unless told.
 
     A dataset or environment that was passed as an object must be passed again, and so must an
-    agent whose class cannot be imported. Raises RunError where the folder is not that of a run.
+    agent whose class cannot be imported. Raises RunError where the folder is not that of a run, and
+    ConfigError for an environment that is not the run's.
     """
     record = recorded(folder)
     if record["env_is_callable"] and not callable(env):
         raise RunError(
             f"{folder} was evaluated in an environment made by {record['env']}; pass that "
             "function as env="
+        )
+    asked, own = (NO_ENV if e is None else e for e in (env, record.get("env")))
+    if isinstance(asked, str) and asked not in ("auto", own):
+        raise ConfigError(
+            f"{folder} is evaluated in {own!r}, not in {asked!r}; leave env out, and play its "
+            "policies elsewhere with offrl.evaluate"
         )
     if agent is not None and find_agent(agent)[0] != record["agent"]:
         raise RunError(f"{folder} is a run of {record['agent']}, not of {find_agent(agent)[0]}")
@@ -351,6 +359,8 @@ def resume_run(
         data,
         {**record["train"], **record["agent_config"], **moved},
     )
+    for part, config in (("train", resumed.train), ("agent_config", resumed.agent_config)):
+        _check_complete(folder / "config.json", part, config, record[part])
     resumed = replace(resumed, recipe=record["recipe"], recipe_values=record["recipe_values"])
     return _finished(_trainers(resumed, folder, callbacks), resume=True)
 
@@ -365,6 +375,23 @@ def recorded(folder: Path) -> Mapping[str, Any]:
         if not isinstance(record, dict) or not isinstance(record.get(name), kind):
             raise RunError(f"{path} is damaged: it has no {name!r} that a run writes")
     return dict(record)
+
+
+def _check_complete(path: Path, part: str, config: Any, record: Mapping[str, Any]) -> None:
+    """Raise RunError where `config` has a setting in use that the record does not state.
+
+    A setting that is off, with those that begin with its name, is one that the agent may not have
+    had when the run began.
+    """
+    values = asdict(config)
+    off = tuple(f"{name}_" for name, value in values.items() if value in OFF)
+    for name, value in values.items():
+        used = name == "seed" or (value not in OFF and not name.startswith(off))
+        if used and name not in record:
+            raise RunError(
+                f"{path} is damaged: its {part!r} has no {name!r}. Restore it as it was, or start "
+                "the run again"
+            )
 
 
 def learner_folders(folder: Path, config: TrainConfig) -> list[Path]:

@@ -16,7 +16,7 @@ from test_resume import results
 from torch import Tensor
 
 from offrl import checkpoints
-from offrl.errors import OffrlError, RunError
+from offrl.errors import ConfigError, OffrlError, RunError
 from offrl.experiment import resume_run, train
 from offrl.files import read_json, sole_use, write_json
 from offrl.metrics import RunLog, cut_back
@@ -44,6 +44,12 @@ def edit(path: Path, **changes: object) -> None:
     write_json(path, {k: v for k, v in {**read_json(path), **changes}.items() if v is not ...})
 
 
+def set_entries(path: Path, part: str, **changes: object) -> None:
+    """As `edit`, within one part of the file."""
+    inside = {**read_json(path)[part], **changes}
+    edit(path, **{part: {k: v for k, v in inside.items() if v is not ...}})
+
+
 def shorten(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
 
@@ -58,6 +64,18 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "odd data": (lambda r: edit(r / "config.json", data={"x": 1}), "is not of this version"),
     "odd setting": (lambda r: edit(r / "config.json", train={"step": 1}), "no setting 'step'"),
     "text": (lambda r: edit(r / "config.json", train={"steps": "9"}), "steps is '9'"),
+    "no rate": (
+        lambda r: set_entries(r / "config.json", "agent_config", lr=...),
+        "config.json is damaged: its 'agent_config' has no 'lr'",
+    ),
+    "no seed": (  # whose default is 0, and not for being off
+        lambda r: set_entries(r / "config.json", "train", seed=...),
+        "its 'train' has no 'seed'",
+    ),
+    "no length": (
+        lambda r: set_entries(r / "config.json", "train", steps=...),
+        "config.json is damaged: its 'train' has no 'steps'",
+    ),
     "half a checkpoint": (lambda r: shorten(r / LAST / "state.safetensors"), "cannot be read"),
     "no tensors": (lambda r: (r / LAST / "state.safetensors").unlink(), "cannot be read"),
     "half a state": (lambda r: shorten(r / LAST / "state.json"), "state.json cannot be read"),
@@ -67,11 +85,11 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no table": (lambda r: (r / "metrics.csv").unlink(), "metrics.csv is missing; it held"),
     "half a table": (lambda r: shorten(r / "metrics.csv"), "metrics.csv has"),
     "other sizes": (
-        lambda r: edit(r / "config.json", agent_config={"hidden": [5]}),
+        lambda r: set_entries(r / "config.json", "agent_config", hidden=[5]),
         "has shape",
     ),
     "other layers": (
-        lambda r: edit(r / "config.json", agent_config={"hidden": [4, 4]}),
+        lambda r: set_entries(r / "config.json", "agent_config", hidden=[4, 4]),
         "was made by other settings: .* tensors differ",
     ),
 }
@@ -225,3 +243,27 @@ def test_a_table_is_cut_back_to_its_length(tmp_path: Path) -> None:
     cut_back(tmp_path, {})
     assert (tmp_path / "metrics.csv").read_text() == ""
     json.dumps(lengths)
+
+
+def test_settings_that_are_off_may_be_newer_than_the_run(tmp_path: Path) -> None:
+    run, straight = tmp_path / "run", tmp_path / "straight"
+    train("iql", walk(), env=None, out=straight, **SETTINGS)
+    shutil.copytree(straight, run)
+    settings = read_json(run / "config.json")["agent_config"]
+    newer = {name: ... for name in settings if name.startswith(("beer", "cocoa"))}
+    assert settings["cocoa"] is False and settings["beer"] == 0 and len(newer) > 2
+    set_entries(run / "config.json", "agent_config", **newer)
+    shutil.rmtree(run / LAST)
+    resume_run(run, dataset=walk())
+    assert results(run) == results(straight)
+
+
+def test_a_run_goes_on_in_its_own_environment(run: Path) -> None:
+    with pytest.raises(ConfigError, match="is evaluated in 'none', not in 'Hopper-v5'"):
+        resume_run(run, dataset=walk(), env="Hopper-v5")
+    edit(run / "config.json", env="Hopper-v5")
+    for other in ("Hopper-v4", "none", None):
+        with pytest.raises(ConfigError, match="is evaluated in 'Hopper-v5', not in"):
+            resume_run(run, dataset=walk(), env=other)
+    with pytest.raises(ConfigError, match="Hopper-v5 does not match the dataset"):
+        resume_run(run, dataset=walk(), env="Hopper-v5")
