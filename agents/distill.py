@@ -39,10 +39,8 @@ does not depend on the state, a teacher's may; a teacher without a density, such
 deterministic one, counts as N(its action, teacher_std^2).
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -51,7 +49,7 @@ from torch.distributions import Normal
 
 from offrl.actors import GaussianActor
 from offrl.agent import Agent
-from offrl.checks import check_choice, check_intervals, check_that
+from offrl.checks import check_choice, check_intervals, check_that, make_lasting
 from offrl.datasets.offline import OfflineDataset, Spec
 from offrl.datasets.replay import Replay
 from offrl.divergences import gaussian_kl
@@ -99,9 +97,7 @@ class DistillConfig:
             polyak="(0, 1]",
             lr="(0, inf)",
         )
-        if self.teacher and Path(self.teacher).expanduser().exists():
-            # A run that is resumed elsewhere finds it again.
-            object.__setattr__(self, "teacher", os.path.abspath(Path(self.teacher).expanduser()))
+        make_lasting(self, "teacher")
 
 
 class Distill(Agent):

@@ -35,7 +35,6 @@ policy's weights, the values, their targets, the policy. Without `mixed` there i
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -43,7 +42,7 @@ from torch import Tensor
 
 from offrl.actors import GaussianActor
 from offrl.agent import Agent
-from offrl.checks import check_intervals
+from offrl.checks import check_intervals, make_lasting
 from offrl.datasets.demonstrations import Demonstrations, demonstrations, end_log_ratio
 from offrl.datasets.offline import OfflineDataset, Spec
 from offrl.datasets.replay import Replay
@@ -83,9 +82,8 @@ class ODICEILConfig(DICEConfig):
         check_intervals(
             self, expert_episodes="[1, inf)", penalty="[0, inf)", discriminator_lr="(0, inf)"
         )
-        if os.sep in self.expert and Path(self.expert).expanduser().exists():
-            # A run that is resumed elsewhere finds it again.
-            object.__setattr__(self, "expert", os.path.abspath(Path(self.expert).expanduser()))
+        if os.sep in self.expert:
+            make_lasting(self, "expert")
 
 
 class ODICEIL(Agent):

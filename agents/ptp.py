@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from offrl.agent import Agent
-from offrl.checks import check_choice, check_intervals, check_that
+from offrl.checks import check_choice, check_intervals, check_that, make_lasting
 from offrl.chunks import (
     MLP_BLOCKS,
     BackboneName,
@@ -107,6 +107,7 @@ class PTPConfig(ChunkConfig):
         check_that(self, "samples", self.samples == 1 or not no_past, must)
         must = f"the encoder of {self.encoder} has features of its own; leave embedding at 0"
         check_that(self, "embedding", not (self.encoder and self.embedding), must)
+        make_lasting(self, "encoder")
 
 
 class PTP(Agent):

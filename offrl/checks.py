@@ -1,6 +1,8 @@
 """Validation of settings, in one form."""
 
+import os
 from dataclasses import Field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,17 @@ def check_choice(config: Any, field: str, choices: tuple[str, ...]) -> None:
         raise ConfigError(
             f"{type(config).__name__}.{field} is {value!r}; it must be one of {list(choices)}"
         )
+
+
+def make_lasting(config: Any, field: str) -> None:
+    """Make the path in this field absolute, if there is such a file or folder.
+
+    A run that is resumed in another working directory then finds it again.
+    """
+    text = getattr(config, field)
+    path = Path(text).expanduser()
+    if text and path.exists():
+        object.__setattr__(config, field, os.path.abspath(path))
 
 
 def as_declared(config: Any, field: Field[Any], value: Any) -> Any:

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from problems import ACT, OBS, build, small_config, updates, walk
+from problems import ACT, OBS, build, narrow, small_config, updates, walk
 from torch import Tensor
 
 from offrl.backbones import Backbone, MLPDenoiser
 from offrl.datasets.offline import OfflineDataset
 from offrl.errors import ConfigError
+from offrl.experiment import resume_run, train
 from offrl.generation import Generation
 from offrl.networks import Learners
 from offrl.past_planner import Encoder, PastPlanner, agreement, asked
@@ -228,6 +229,15 @@ def test_a_frozen_encoder_s_features_stand_in_the_rows(tmp_path: Any) -> None:
     kept = agent.policy().actor.encoder.state_dict()
     assert all(torch.equal(v, kept[k]) for k, v in before.items())
     np.testing.assert_array_equal(agent.policy().obs_mean, policy.obs_mean)
+
+
+def test_a_run_finds_its_encoder_again(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder_policy(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    settings = {**narrow("ptp"), "encoder": "short", "history": 3, "steps": 2, "batch_size": 4}
+    train("ptp", walk(), env=None, out=tmp_path / "run", device="cpu", **settings)
+    monkeypatch.chdir("/")
+    resume_run(tmp_path / "run", dataset=walk())
 
 
 def test_what_cannot_be_an_encoder_is_refused(tmp_path: Any) -> None:
