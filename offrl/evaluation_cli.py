@@ -104,16 +104,30 @@ def find_targets(run: Path) -> list[Target]:
         provenance = policy_format.read(directory).provenance
         return [Target(directory, provenance.get("env"), False, None)]
     config = _read_config(config_file)
-    dataset = config.get("dataset") or {}
-    reference = dataset.get("reference")
     return [
         Target(
             path=directory,
             env_id=config.get("env"),
             env_is_callable=bool(config.get("env_is_callable")),
-            reference=reference and Reference(**reference),
+            reference=_reference(config, config_file),
         )
     ]
+
+
+def _reference(config: Mapping[str, Any], path: Path) -> Reference | None:
+    dataset = config.get("dataset") or {}
+    found = dataset.get("reference") if isinstance(dataset, dict) else dataset
+    if found is None:
+        return None
+    try:
+        reference = Reference(**found)
+        float(reference.max - reference.min)
+        return reference
+    except (TypeError, ValueError):
+        where = "dataset" if found is dataset else "dataset.reference"
+        raise RunError(
+            f"{path} is damaged: {where} is {found!r}, not what a run writes; restore it"
+        ) from None
 
 
 def _seed_of(path: Path) -> tuple[int, str]:

@@ -36,7 +36,6 @@ from offrl.signals import Signals
 EVALUATION_SEED = 1_000_000  # other starts than those of `offrl evaluate`, which judges the result
 LAST_EVALUATIONS = 10  # over which the reported running mean is taken
 VALIDATION_CHUNK = 4_096  # transitions measured at once
-STATE = {"data", "prepared", "tables", "meter", "evaluations", "best"}  # beside a learner's tensors
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,24 @@ class Progress:
 
     evaluations: list[tuple[int, float]]  # step and mean return of each
     best: tuple[int, float] | None = None  # step and value of the best, by the chosen metric
+
+
+def _numbers(value: Any, count: int) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == count
+        and all(isinstance(v, (int, float)) for v in value)
+    )
+
+
+STATE: Mapping[str, Callable[[Any], bool]] = {  # beside a learner's tensors, and how each looks
+    "data": lambda v: isinstance(v, str),
+    "prepared": lambda v: isinstance(v, dict),
+    "tables": lambda v: isinstance(v, dict) and all(type(n) is int for n in v.values()),
+    "meter": lambda v: isinstance(v, dict) and all(_numbers(mean, 2) for mean in v.values()),
+    "evaluations": lambda v: isinstance(v, list) and all(_numbers(pair, 2) for pair in v),
+    "best": lambda v: v is None or _numbers(v, 2),
+}
 
 
 class Interrupted(RunError):
@@ -359,11 +376,12 @@ class Trainer:
         step = checkpoints.latest_common_step(folders)
         states = checkpoints.load(folders, step, checkpoints.agent_entries(self.agent))
         for k, state in enumerate(states):
-            missing = sorted(STATE - state.keys())
-            if missing:
+            wrong = [n for n, right in STATE.items() if n not in state or not right(state[n])]
+            if wrong or state["meter"].keys() != states[0]["meter"].keys():
                 raise RunError(
-                    f"the checkpoint of step {step:,} in {folders[k]} has no entry {missing[0]!r}; "
-                    "remove its folder to go back to the one before"
+                    f"the checkpoint of step {step:,} in {folders[k]} is damaged: its entry "
+                    f"{(wrong or ['meter'])[0]!r} is not what a run writes; remove its folder to "
+                    "go back to the one before"
                 )
             found = {"data": state["data"], **state["prepared"]}
             expected = {"data": self.fingerprint, **self.agent.fingerprints()}

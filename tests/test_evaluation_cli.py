@@ -108,6 +108,18 @@ def test_what_cannot_be_evaluated_is_refused(tmp_path: Path) -> None:
         main([str(tmp_path / "none")])
     with pytest.raises(RunError, match="no policy here"):
         find_targets(tmp_path)
+    damaged = {
+        "x": r"dataset is 'x', not what a run writes",
+        "reference": r"dataset.reference is \{'min': 1\}, not",
+        "text": r"dataset.reference is \{'min': 'a', 'max': 2, 'source': 'b'\}, not",
+        "list": r"dataset.reference is \[1\], not",
+    }
+    datasets = ["x", {"reference": {"min": 1}}]
+    datasets += [{"reference": {"min": "a", "max": 2, "source": "b"}}, {"reference": [1]}]
+    for (name, said), dataset in zip(damaged.items(), datasets, strict=True):
+        run = fake_run(tmp_path / name, dataset=dataset)
+        with pytest.raises(RunError, match=rf"config.json is damaged: {said}"):
+            main([str(run)])
     (wide / "config.json").write_text("[")
     with pytest.raises(RunError, match=r"config.json cannot be read"):
         main([str(wide)])
