@@ -221,8 +221,11 @@ def _together(group: list[tuple[Target, "Evaluation"]]) -> dict[str, Any]:
 
 
 def _difference(results: Results) -> dict[str, Any] | None:
-    """First run minus second, over common starts; None unless there are two of the same task."""
-    from offrl.statistics import paired_difference
+    """First run minus second; None unless there are two of the same task.
+
+    `ci95` covers other starts of these learners, `ci95_learners` other learners at these starts.
+    """
+    from offrl.statistics import paired_difference, welch_interval
 
     if len(results) != 2 or len({r.env_id for group in results for _, r in group}) != 1:
         return None
@@ -230,7 +233,13 @@ def _difference(results: Results) -> dict[str, Any] | None:
     if len(a) < 2:
         return None
     mean, interval = paired_difference(a, b)
-    return {"mean": mean, "ci95": [interval.low, interval.high]}
+    own, other = ([r.mean for _, r in group] for group in results)
+    between = welch_interval(own, other)
+    return {
+        "mean": mean,
+        "ci95": [interval.low, interval.high],
+        "ci95_learners": between and [between.low, between.high],
+    }
 
 
 def _as_json(runs: list[str], results: Results) -> dict[str, Any]:
@@ -267,7 +276,15 @@ def _as_text(runs: list[str], results: Results) -> str:
         low, high = difference["ci95"]
         lines += [
             f"{runs[0]} minus {runs[1]}, start by start",
-            f"    return  {difference['mean']:+.1f}   95 % interval {low:+.1f} to {high:+.1f}",
-            "",
+            f"    return  {difference['mean']:+.1f}   95 % interval over starts {low:+.1f} to "
+            f"{high:+.1f}: these learners, had other starts been played",
         ]
+        if difference["ci95_learners"]:
+            low, high = difference["ci95_learners"]
+            margin = " " * len(f"    return  {difference['mean']:+.1f}   ")
+            lines.append(
+                f"{margin}95 % interval over learners {low:+.1f} to {high:+.1f} (Welch's t): these "
+                "starts, had other seeds been trained"
+            )
+        lines.append("")
     return "\n".join(lines).rstrip()

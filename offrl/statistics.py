@@ -101,6 +101,28 @@ def crossed_interval(values: ArrayLike, level: float = 0.95) -> Interval | None:
     return Interval(centre - half, centre + half, level)
 
 
+def welch_interval(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Interval | None:
+    """Mean of a less that of b, of independent values with a variance of their own each.
+
+        mean a - mean b +- t_n sqrt(v_a + v_b),   v = s^2 / count
+        n = (v_a + v_b)^2 / (v_a^2 / (count_a - 1) + v_b^2 / (count_b - 1))
+
+    None where a or b is a single value. Values that are all equal give an interval of no width.
+    Source: Welch, "The Generalization of Student's Problem", Biometrika, 1947.
+    """
+    x, y = _values(a).ravel(), _values(b).ravel()
+    if min(len(x), len(y)) < 2:
+        return None
+    centre = float(x.mean() - y.mean())
+    parts = [(float(z.var(ddof=1)) / len(z), len(z) - 1) for z in (x, y)]
+    square = sum(v for v, _ in parts)
+    if square == 0:
+        return Interval(centre, centre, level)
+    degrees = square**2 / sum(v**2 / free for v, free in parts)
+    half = float(special.stdtrit(degrees, 0.5 + level / 2)) * square**0.5
+    return Interval(centre - half, centre + half, level)
+
+
 def wilson_interval(successes: int, trials: int, level: float = 0.95) -> Interval:
     """Wilson's score interval of a probability, from `successes` among independent `trials`.
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from offrl.actors import DeterministicActor
 from offrl.datasets.offline import Spec
@@ -88,6 +89,25 @@ def test_seeds_together_and_runs_against_each_other(
     assert main(arguments) == 0
     text = capsys.readouterr().out
     assert "3 learners" in text and f"{difference:+.1f}" in text
+    assert "over starts" in text and "Welch" not in text
+    assert found["difference"]["ci95_learners"] is None  # of one learner there is no spread
+
+
+def test_the_difference_of_several_seeds_has_the_spread_over_seeds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run, seeds in (("a", (1, 2, 3)), ("b", (4, 5))):
+        for s in seeds:
+            fake_run(tmp_path / run / f"seed-{s}", s)
+    arguments = [str(tmp_path / "a"), str(tmp_path / "b"), "--episodes", "3"]
+    found = as_json(arguments, capsys)
+    means = [[e["mean"] for e in run["evaluations"]] for run in found["runs"]]
+    interval = stats.ttest_ind(*means, equal_var=False).confidence_interval(0.95)
+    assert found["difference"]["ci95_learners"] == pytest.approx([interval.low, interval.high])
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert f"over learners {interval.low:+.1f} to {interval.high:+.1f} (Welch's t)" in text
+    assert "over starts" in text
 
 
 def test_what_cannot_be_evaluated_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from offrl.statistics import (
     paired_difference,
     stratified_bootstrap,
     t_interval,
+    welch_interval,
     wilson_interval,
 )
 
@@ -159,3 +160,19 @@ def test_coverage_of_modes_by_hand() -> None:
         mode_coverage([0, 2], 2)
     with pytest.raises(DataError, match="two at least"):
         mode_coverage([0], 1)
+
+
+def test_welchs_interval_is_scipys_and_by_hand() -> None:
+    # s^2 of 1 in both, three values each: v = 1/3, n = (2/3)^2 / (2 (1/9) / 2) = 4, t_4 = 2.776445.
+    found = welch_interval([1, 2, 3], [5, 6, 7])
+    half = 2.776445 * (2 / 3) ** 0.5
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx((-4 - half, -4 + half), rel=1e-6)
+    a, b = [1.0, 5.0, 9.0, 2.0], [300.0, 100.0]
+    found, known = welch_interval(a, b), stats.ttest_ind(a, b, equal_var=False)
+    expected = known.confidence_interval(0.95)
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert welch_interval([1, 2], [3]) is None is welch_interval([1], [3, 4])
+    same = welch_interval([2, 2], [1, 1, 1])
+    assert same is not None and (same.low, same.high) == (1, 1)
