@@ -150,6 +150,7 @@ class Trainer:
         self.meter = Meter()
         self.progress = [Progress([]) for _ in seeds]
         self.step = 0
+        self.policy(0)  # what it refuses is said before the first step, not at an evaluation
 
     def _best_by(self, validation: OfflineDataset | None) -> str:
         chosen = self.config.best_by

@@ -22,7 +22,7 @@ from offrl.datasets.offline import OfflineDataset
 from offrl.errors import ConfigError, DataError, OffrlError, RunError
 from offrl.experiment import DataConfig, plan, resume_run, train
 from offrl.files import read_json
-from offrl.policy import load_policy
+from offrl.policy import Policy, load_policy
 from offrl.types import Batch, Metrics, Noise
 
 SETTINGS = {
@@ -453,3 +453,13 @@ def test_an_environment_is_closed_after_it_was_compared(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not match the dataset"):
         train("bc", walk(), env=Noted, out=tmp_path / "run", **SETTINGS)
     assert closed == ["closed"]
+
+
+def test_what_a_policy_refuses_is_said_before_the_first_step(tmp_path: Path) -> None:
+    class Silent(BC):
+        def policy(self, *_: object) -> Policy:
+            raise ConfigError("no such policy")
+
+    with pytest.raises(ConfigError, match="no such policy"):
+        train(Silent, walk(12), env=None, out=tmp_path / "run", **SETTINGS)
+    assert list(tmp_path.iterdir()) == []
