@@ -276,25 +276,35 @@ def start_run(plan: Plan, out: str | Path | None = None, callbacks: Sequence[Cal
     """Train from the first step in a new folder, which stays only if a step was taken."""
     folder = _free_folder(plan) if out is None else Path(out)
     refuse_existing(folder)
-    make_first, *later = _trainers(plan, folder, callbacks)
-    first = make_first()  # refuses what cannot work before anything is written
-    try:
-        with new_folder(folder) as fresh:
-            for path, single in zip(
-                learner_folders(fresh, plan.train), _singles(plan), strict=True
-            ):
-                path.mkdir(exist_ok=True)
-                write_json(path / "config.json", single.record())
-            if plan.train.seeds > 1:
-                write_json(fresh / "config.json", plan.record())
-    except OSError as error:
-        raise RunError(f"the run's folder {folder} cannot be made: {error}") from None
+    first = _trainers(plan, folder, callbacks)[0]()  # refuses before anything is written
+    while True:
+        try:
+            _make_folder(plan, folder)
+            break
+        except OSError as error:
+            if out is None and os.path.lexists(folder):  # another run took the name meanwhile
+                folder = _free_folder(plan)
+                continue
+            refuse_existing(folder)
+            raise RunError(f"the run's folder {folder} cannot be made: {error}") from None
+    first.root, first.folders = folder, learner_folders(folder, plan.train)[: len(first.folders)]
+    later = _trainers(plan, folder, callbacks)[1:]
     try:
         return _finished([lambda: first, *later], resume=False)
     except BaseException:
         if first.step == 0:
             shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _make_folder(plan: Plan, folder: Path) -> None:
+    """The folder of a run with the records of all its learners; OSError where it cannot be."""
+    with new_folder(folder) as fresh:
+        for path, single in zip(learner_folders(fresh, plan.train), _singles(plan), strict=True):
+            path.mkdir(exist_ok=True)
+            write_json(path / "config.json", single.record())
+        if plan.train.seeds > 1:
+            write_json(fresh / "config.json", plan.record())
 
 
 def refuse_existing(folder: Path) -> None:

@@ -47,10 +47,15 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which takes its name only when the block has ended without an error."""
-    partial = path.with_name(f".{path.name}.partial")
+    """A folder to fill, which takes its name only when the block has ended without an error.
+
+    Two processes may make one of the same name at the same time: the first to end has it, the
+    other gets an OSError.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    _sweep(path)
     try:
         yield partial
         for file in filter(Path.is_file, partial.rglob("*")):
@@ -61,6 +66,19 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     sync_folder(path.parent)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what processes that were killed left of this folder."""
+    for left in path.parent.iterdir():
+        process = left.name.removeprefix(f".{path.name}.").removesuffix(".partial")
+        if left.name == f".{path.name}.{process}.partial" and process.isdecimal():
+            try:
+                os.kill(int(process), 0)
+            except ProcessLookupError:
+                shutil.rmtree(left, ignore_errors=True)
+            except (OSError, OverflowError):
+                pass  # another user's, or no process's name
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """A file is the old one or the new one, whatever happens in between."""
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -59,11 +61,24 @@ def test_a_folder_takes_no_other_s_place(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_process_left_is_swept_away(tmp_path: Path) -> None:
-    (tmp_path / ".run.partial").mkdir()
-    (tmp_path / ".run.partial" / "old").write_text("old")
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    for name in (f".run.{ended.pid}.partial", f".run.{os.getpid()}.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "old").write_text("old")
     with new_folder(tmp_path / "run") as partial:
         (partial / "new").write_text("new")
     assert [p.name for p in sorted(tmp_path.rglob("*"))] == ["run", "new"]
+
+
+def test_what_another_process_is_filling_is_left_alone(tmp_path: Path) -> None:
+    kept = [f".run.{os.getppid()}.partial", ".run.x.partial", f".run.{10**30}.partial"]
+    kept += [f".run-2.{2**22}.partial"]  # of another folder
+    for name in kept:
+        (tmp_path / name).mkdir()
+    with new_folder(tmp_path / "run"):
+        pass
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*kept, "run"])
 
 
 def test_the_cache_goes_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

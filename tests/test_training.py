@@ -15,7 +15,7 @@ import torch
 from dataset_files import d4rl_arrays, write_d4rl
 from problems import ACT, Drift, walk
 
-from offrl import checkpoints
+from offrl import checkpoints, experiment
 from offrl.agents import BC
 from offrl.cli import main
 from offrl.datasets.offline import OfflineDataset
@@ -453,6 +453,29 @@ def test_an_environment_is_closed_after_it_was_compared(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not match the dataset"):
         train("bc", walk(), env=Noted, out=tmp_path / "run", **SETTINGS)
     assert closed == ["closed"]
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_a_default_folder_that_another_run_takes_meanwhile(
+    stacked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(BC, "stacked", stacked)
+    make, taken = experiment._make_folder, Path("runs") / "walk-bc-seed0"
+
+    def late(plan: Any, folder: Path) -> None:
+        if folder == taken:
+            taken.mkdir(parents=True)
+            (taken / "config.json").write_text("another run's")
+        make(plan, folder)
+
+    monkeypatch.setattr(experiment, "_make_folder", late)
+    run = train("bc", walk(12), env=None, **{**SETTINGS, "steps": 2, "seeds": 2})
+    assert run.folders == tuple(Path(f"{taken}-2/seed-{s}") for s in (0, 1))
+    assert all((folder / "policy").exists() for folder in run.folders)
+    assert [p.name for p in taken.iterdir()] == ["config.json"]
+    with pytest.raises(RunError, match="exists already"):
+        train("bc", walk(12), env=None, out=taken, **SETTINGS)
 
 
 def test_what_a_policy_refuses_is_said_before_the_first_step(tmp_path: Path) -> None:
