@@ -65,7 +65,7 @@ class LmTrainConfig:
     schedule: Literal["linear", "cosine", "constant"] = "linear"  # after the warm-up
     warmup: float = 0.1  # share of the updates
     weight_decay: float = 0.0  # AdamW's
-    clip: float = 1.0  # greatest norm of the gradient; 0 for none
+    grad_norm: float = 1.0  # greatest norm of the gradient; 0 for none
     max_length: int = 1024  # tokens of prompt and answer; the constant of dr_grpo
     precision: Precision = "float32"  # of the computation; weights stay as they are
     gradient_checkpointing: bool = False  # less memory, a second pass
@@ -82,7 +82,8 @@ class LmTrainConfig:
         for name in ("batch", "micro_batch", "max_length", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("steps", "lora", "lora_alpha", "save_every", "weight_decay", "clip", "seed"):
+        whole = ("steps", "lora", "save_every", "seed")
+        for name in (*whole, "lora_alpha", "weight_decay", "grad_norm"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0")
         for name in ("learning_rate", "epochs"):
@@ -146,7 +147,7 @@ def make_trainer(plan: Plan, out: Path) -> Any:
         ),
         warmup_steps=math.ceil(config.warmup * steps),
         weight_decay=config.weight_decay,
-        max_grad_norm=config.clip,
+        max_grad_norm=config.grad_norm,
         bf16=config.precision == "bfloat16",
         logging_steps=min(config.log_every, steps),
         save_strategy="steps" if config.save_every else "no",
