@@ -145,9 +145,21 @@ def transitions(
 
 
 def action_maps(dataset: OfflineDataset) -> tuple[F64, F64]:
-    """The middle of each action's bounds, and half the distance between them."""
+    """The middle of each action's bounds, and half the distance between them.
+
+    Where the bounds are one number, the half is 1, so that the action is 0 and not 0 / 0. Raises
+    DataError for bounds that are not finite, which no action can be mapped from.
+    """
     low, high = (np.array(x) for x in (dataset.spec.action_low, dataset.spec.action_high))
-    return (high + low) / 2, (high - low) / 2
+    unbounded = np.flatnonzero(~np.isfinite(low) | ~np.isfinite(high))
+    if len(unbounded):
+        i = int(unbounded[0])
+        raise DataError(
+            f"{dataset.name}: component {i} of the actions has the bounds [{low[i]:g}, "
+            f"{high[i]:g}], which cannot be mapped to [-1, 1]; give the dataset a spec with finite "
+            "action_low and action_high"
+        )
+    return (high + low) / 2, np.where(high > low, (high - low) / 2, 1.0)
 
 
 class Sampler:

@@ -41,7 +41,8 @@ def rows_of_episodes(
 ) -> tuple[Filled, tuple[int, int]]:
     """Of episodes as `OfflineDataset.from_episodes` takes them; and sizes of obs and action.
 
-    `name` is for messages. Raises DataError where lengths disagree or there is no episode.
+    `name` is for messages. Raises DataError for what is not numbers, where lengths disagree, and
+    where there is no episode.
     """
     columns = [_episode_columns(name, e, raw) for e, raw in enumerate(episodes)]
     if not columns:
@@ -77,23 +78,36 @@ def rows_of_columns(
     """Of flat columns as `OfflineDataset.from_arrays` takes them; and sizes of obs and action.
 
     Last come the problems that were found, a sentence each. `name` is for messages. Raises
-    DataError where lengths disagree.
+    DataError for what is not numbers, for other shapes, and where lengths disagree.
     """
-    obs, action = np.asarray(observations), np.asarray(actions)
-    reward, terminal = np.asarray(rewards).squeeze(), np.asarray(terminals).squeeze() > 0
-    timeout = np.zeros_like(terminal) if timeouts is None else np.asarray(timeouts).squeeze() > 0
-    sizes = {"observations": len(obs), "actions": len(action), "rewards": reward.size}
-    sizes |= {"terminals": terminal.size, "timeouts": timeout.size}
-    following = None if next_observations is None else np.asarray(next_observations)
-    if following is not None:
-        sizes["next_observations"] = len(following)
-    if len(set(sizes.values())) != 1:
-        raise DataError(f"{name}: columns of unequal length: {sizes}")
+    given = {
+        **{"observations": observations, "actions": actions, "rewards": rewards},
+        **{"terminals": terminals, "timeouts": timeouts, "next_observations": next_observations},
+    }
+    columns = {k: _numbers(f"{name}: {k}", v) for k, v in given.items() if v is not None}
+    for key in ("rewards", "terminals", "timeouts"):
+        if key in columns:
+            columns[key] = _narrow(f"{name}: {key}", columns[key])
+    obs, action, following = columns["observations"], columns["actions"], None
     if obs.ndim != 2 or action.ndim != 2:
         raise DataError(
             f"{name}: observations {obs.shape} and actions {action.shape} must be "
             "(steps, components)"
         )
+    if next_observations is not None:
+        following = columns["next_observations"]
+        if following.shape[1:] != obs.shape[1:]:
+            raise DataError(
+                f"{name}: next_observations have shape {following.shape}, and observations "
+                f"{obs.shape}"
+            )
+    sizes = {key: len(column) for key, column in columns.items()}
+    if len(set(sizes.values())) != 1:
+        raise DataError(f"{name}: columns of unequal length: {sizes}")
+    if not len(obs):
+        raise DataError(f"{name}: the columns are empty: there is no step to learn from")
+    reward, terminal = columns["rewards"], columns["terminals"] > 0
+    timeout = columns["timeouts"] > 0 if timeouts is not None else np.zeros_like(terminal)
     lengths, unmarked = _episode_lengths(obs, terminal | timeout, following)
     rows, starts = allocate(lengths, obs.shape[1], action.shape[1])
     known = np.full(len(lengths), following is not None)
@@ -149,18 +163,25 @@ def _episode_columns(name: str, e: int, raw: Mapping[str, ArrayLike]) -> dict[st
     missing = {"obs", "action", "reward"} - set(raw)
     if missing:
         raise DataError(f"{name}: episode {e} has no {sorted(missing)}; it has {sorted(raw)}")
-    obs, action = np.asarray(raw["obs"]), np.asarray(raw["action"])
-    reward = np.asarray(raw["reward"]).reshape(-1)
+    obs, action, reward = (
+        _numbers(f"{name}: {key} of episode {e}", raw[key]) for key in ("obs", "action", "reward")
+    )
+    reward = reward.reshape(-1)
+    if obs.ndim != 2 or action.ndim != 2:
+        raise DataError(
+            f"{name}: episode {e} has obs {obs.shape} and action {action.shape}; expected "
+            "(T + 1, obs) or (T, obs), and (T, act)"
+        )
     steps = len(action)
-    if obs.ndim != 2 or action.ndim != 2 or len(reward) != steps or len(obs) - steps not in (0, 1):
+    if len(reward) != steps or len(obs) - steps not in (0, 1):
         raise DataError(
             f"{name}: episode {e} has obs {obs.shape}, action {action.shape} and reward "
             f"{reward.shape}; expected (T + 1, obs) or (T, obs), (T, act) and (T,)"
         )
     if steps == 0:
         raise DataError(f"{name}: episode {e} has no step")
-    terminated = bool(np.asarray(raw.get("terminated", False)).reshape(-1)[-1])
-    truncated = bool(np.asarray(raw.get("truncated", not terminated)).reshape(-1)[-1])
+    terminated = _flag(f"{name}: terminated of episode {e}", raw.get("terminated", False))
+    truncated = _flag(f"{name}: truncated of episode {e}", raw.get("truncated", not terminated))
     return {
         "obs": obs,
         "action": action,
@@ -168,3 +189,27 @@ def _episode_columns(name: str, e: int, raw: Mapping[str, ArrayLike]) -> dict[st
         "terminated": np.asarray(terminated),
         "truncated": np.asarray(truncated),
     }
+
+
+def _numbers(what: str, value: Any) -> NDArray[Any]:
+    """`value` as an array of real numbers, of whichever type."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{what} cannot be made an array: {error}") from None
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"{what} is of type {array.dtype}; expected numbers")
+    return array
+
+
+def _narrow(what: str, column: NDArray[Any]) -> NDArray[Any]:
+    if column.ndim == 1 or (column.ndim == 2 and column.shape[1] == 1):
+        return column.reshape(-1)
+    raise DataError(f"{what} has shape {column.shape}; expected (steps,) or (steps, 1)")
+
+
+def _flag(what: str, value: Any) -> bool:
+    flags = _numbers(what, value).reshape(-1)
+    if not len(flags):
+        raise DataError(f"{what} is empty; expected one value, or one a step")
+    return bool(flags[-1])

@@ -147,6 +147,30 @@ def test_column_vectors_are_columns() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({k: v[:0] for k, v in flat().items()}, "the columns are empty"),
+        ({"observations": [["a"]] * 5}, "mine: observations is of type <U1; expected numbers"),
+        ({"actions": np.ones((5, 1), complex)}, "mine: actions is of type complex128"),
+        ({"observations": [[1.0, 2.0], [1.0]]}, "mine: observations cannot be made an array"),
+        ({"observations": np.float64(1.0)}, r"observations \(\) and actions"),
+        ({"rewards": np.float64(1.0)}, r"mine: rewards has shape \(\); expected \(steps,\)"),
+        ({"rewards": np.ones((5, 2))}, r"mine: rewards has shape \(5, 2\)"),
+        ({"next_observations": np.ones((5, 3))}, r"next_observations have shape \(5, 3\)"),
+        ({"next_observations": np.ones((4, 1))}, r"unequal length.*'next_observations': 4"),
+    ],
+)
+def test_columns_that_cannot_be_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        OfflineDataset.from_arrays(**{**flat(), **change}, name="mine")
+
+
+def test_a_single_row_is_an_episode() -> None:
+    data = OfflineDataset.from_arrays(**{k: v[:1] for k, v in flat().items()})
+    assert data.lengths.tolist() == [1] and data.reward.tolist() == [1.0]
+
+
 @pytest.mark.parametrize("column", ["actions", "rewards", "terminals", "timeouts"])
 def test_columns_of_unequal_length_are_refused(column: str) -> None:
     arrays = flat()
@@ -161,6 +185,10 @@ def test_columns_of_unequal_length_are_refused(column: str) -> None:
         ({"reward": np.ones(2)}, "episode 1 has obs"),
         ({"obs": np.ones((6, 2))}, "episode 1 has obs"),
         ({"obs": np.ones((4, 5))}, "observations of 5"),
+        ({"obs": [["a", "b"]] * 4}, "obs of episode 1 is of type <U1; expected numbers"),
+        ({"obs": [[1.0], [1.0, 2.0]]}, "obs of episode 1 cannot be made an array"),
+        ({"action": 1.0}, r"episode 1 has obs .* and action \(\)"),
+        ({"terminated": []}, "terminated of episode 1 is empty"),
         ({"action": np.ones((0, 1)), "obs": np.ones((1, 2)), "reward": []}, "has no step"),
         ({"reward": np.array([1.0, np.nan, 1.0])}, "nan in rewards at step 1 of episode 1"),
         ({"obs": np.full((4, 2), np.inf)}, r"8 values.*inf in observations\[0\] at step 0"),
@@ -201,6 +229,21 @@ def test_a_split_is_by_episode_and_by_seed() -> None:
     others = {data.split(0.3, seed=s)[1].fingerprint for s in range(2, 8)}
     assert len(others) > 1
     assert "validation 0.3, seed 1" in held_out.provenance["selections"][0]
+
+
+@pytest.mark.parametrize(
+    ("episodes", "fraction", "said"),
+    [
+        (3, 0.1, r"rounds to 0.* a validation of 0.33 or more \(--validation\), or 0"),
+        (3, 0.9, r"rounds to 3.* a smaller one \(--validation\), or 0"),
+        (1, 0.5, r"a single episode.*validation=0 \(--validation 0\)"),
+    ],
+)
+def test_a_split_that_leaves_a_part_empty_names_the_remedy(
+    episodes: int, fraction: float, said: str
+) -> None:
+    with pytest.raises(DataError, match=said):
+        walk(episodes).split(fraction, seed=0)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 0.01])
@@ -341,6 +384,39 @@ def test_actions_are_mapped_to_the_unit_box() -> None:
     raw = {**episode(3, 0.0), "action": np.array([[-2.0], [2.0], [6.0]], np.float32)}
     replay = transitions(OfflineDataset.from_episodes([raw], spec=spec))
     assert replay.batch(replay.index).action[:, 0].tolist() == [-1.0, 0.0, 1.0]
+
+
+def bounded(low: float, high: float) -> OfflineDataset:
+    """The second component of the actions has these bounds and is at the first of them."""
+    inf = float("inf")
+    spec = Spec((-inf,) * 2, (inf,) * 2, (-1.0, low), (1.0, high))
+    raw = {**episode(3, 0.0), "action": np.array([[0.5, max(low, -9.0)]] * 3, np.float32)}
+    return OfflineDataset.from_episodes([raw], spec=spec, name="bounded")
+
+
+@pytest.mark.parametrize(("low", "high"), [(-np.inf, np.inf), (0.0, np.inf)])
+def test_actions_without_bounds_are_refused_by_component(low: float, high: float) -> None:
+    with pytest.raises(DataError, match=r"bounded: component 1 of the actions has the bounds"):
+        transitions(bounded(low, high))
+
+
+def test_an_action_that_cannot_change_is_zero() -> None:
+    replay = transitions(bounded(2.0, 2.0))
+    assert replay.batch(replay.index).action.tolist() == [[0.5, 0.0]] * 3
+
+
+@pytest.mark.parametrize(
+    ("bounds", "said"),
+    [
+        (((0.0,), (1.0,), (1.0,), (-1.0,)), r"action_low\[0\] is 1 and action_high\[0\] -1"),
+        (((0.0,), (1.0,), (np.nan,), (1.0,)), r"action_low\[0\] is nan"),
+        (((0.0, 2.0), (1.0, 1.0), (-1.0,), (1.0,)), r"obs_low\[1\] is 2 and obs_high\[1\] 1"),
+        (((0.0,), (1.0,), (-1.0,), (1.0, 1.0)), "action_low has 1 entries and action_high 2"),
+    ],
+)
+def test_bounds_that_cannot_be_are_refused(bounds: Any, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        Spec(*bounds)
 
 
 def test_a_view_copies_no_rows_and_names_its_maps() -> None:
