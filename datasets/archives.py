@@ -1,5 +1,6 @@
 """Columns of files: HDF5 and npz, read in blocks; and what a file is, by its first bytes."""
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from offrl.errors import DataError, near
 
 DAMAGE = (  # what h5py, zipfile and numpy raise for broken files
     *(EOFError, LookupError, OSError, RuntimeError, ValueError),
-    *(zipfile.BadZipFile, zlib.error),
+    *(zipfile.BadZipFile, zlib.error, SyntaxError, tokenize.TokenError),
 )
 PICKLES = {".pkl", ".pickle", ".p", ".pt", ".pth", ".joblib"}
 CONVERT = (

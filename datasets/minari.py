@@ -95,7 +95,7 @@ def load_minari(path: Path, name: str | None = None) -> OfflineDataset:
         spec,
         name=name or ours.get("name") or dataset_id,
         env_id=None if env_spec is None else env_spec.id,
-        reference=_reference(metadata, dataset_id, None if env_spec is None else env_spec.id),
+        reference=_reference(metadata, dataset_id, None if env_spec is None else env_spec.id, path),
         time_limit=None if env_spec is None else env_spec.max_episode_steps,
         provenance={
             **ours.get("provenance", {}),
@@ -293,12 +293,18 @@ def _part(obs: Any, key: str) -> Any:
 
 
 def _reference(
-    metadata: Mapping[str, Any], dataset_id: str, env_id: str | None
+    metadata: Mapping[str, Any], dataset_id: str, env_id: str | None, path: Path
 ) -> Reference | None:
     low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     if low is not None and high is not None:
         stated = metadata.get("offrl", {}).get("reference_source")
-        return Reference(float(low), float(high), stated or "the dataset's own metadata")
+        try:
+            return Reference(float(low), float(high), stated or "the dataset's own metadata")
+        except (TypeError, ValueError):
+            raise DataError(
+                f"{path}: ref_min_score is {low!r} and ref_max_score {high!r}; both must be "
+                "numbers, or absent"
+            ) from None
     return reference_for(dataset_id) or (None if env_id is None else reference_for(env_id))
 
 

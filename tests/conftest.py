@@ -33,6 +33,14 @@ def outside_data() -> Path:
     return Path(folder)
 
 
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Users run without the type checks of the tests, and see our own message."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 @pytest.fixture(autouse=True)
 def _shape_checks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Shape checks rest in tests marked `compiled`: torch.compile cannot trace through them."""

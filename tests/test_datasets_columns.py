@@ -1,6 +1,7 @@
 """Columns by stated names, in npz and HDF5; and what is no such file."""
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,19 @@ def test_files_of_other_kinds(tmp_path: Path, content: bytes, message: str) -> N
     (tmp_path / "a.hdf5").write_bytes(content)
     with pytest.raises(DataError, match=message):
         load_dataset(tmp_path / "a.hdf5")
+
+
+def test_an_npz_with_a_damaged_header_is_refused(tmp_path: Path) -> None:
+    path = _save(tmp_path / "a.npz", d4rl_arrays(EPISODES))
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    header = members["rewards.npy"]
+    members["rewards.npy"] = header.replace(b"(12,)", b"((12,")  # a parenthesis that never closes
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(DataError, match="column 'rewards' cannot be read"):
+        load_dataset(path)
 
 
 def test_public_files_in_these_layouts(outside_data: Path) -> None:

@@ -139,6 +139,12 @@ def test_names_and_paths_that_lead_nowhere(asked: str, message: str) -> None:
         load_dataset(asked, download=False)
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_neither_a_name_nor_a_path_is_refused() -> None:
+    with pytest.raises(DataError, match=r"a name, a path, or D4RL's dictionary .* this is 5"):
+        load_dataset(5)  # type: ignore[arg-type]
+
+
 def test_a_folder_that_is_no_dataset(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(DataError, match=r"no data/metadata.json\); it holds notes.txt"):

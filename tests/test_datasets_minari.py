@@ -71,6 +71,10 @@ def test_the_files_own_references_come_first(tmp_path: Path) -> None:
         ref_max_score=3.0,
     )
     assert load_dataset(path).reference == Reference(1.0, 3.0, "the dataset's own metadata")
+    metadata = path / "data" / "metadata.json"
+    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"ref_min_score": [1.0]}))
+    with pytest.raises(DataError, match=r"ref_min_score is \[1.0\] and ref_max_score 3.0; both"):
+        load_dataset(path)
 
 
 def test_goal_dicts_are_laid_out_in_the_order_of_their_keys(tmp_path: Path) -> None:

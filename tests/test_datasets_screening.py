@@ -1,10 +1,8 @@
 """Actions out of bounds, and terminals that stand for the time limit."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 from dataset_files import d4rl_arrays, write_d4rl
@@ -131,14 +129,6 @@ def test_the_known_limit_of_an_environment_decides(tmp_path: Path) -> None:
     dataset = load_dataset(write_d4rl(path, arrays))
     assert "1 of the 2 terminals" in dataset.problems[0]
     assert dataset.terminated.sum() == 2
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Users run without the type checks of the tests, and see our own message."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.parametrize(
