@@ -46,7 +46,7 @@ class FlattenKeys(gymnasium.ObservationWrapper[NDArray[np.float32], Any, Any]):
         self.observation_space = gymnasium.spaces.Box(low, high, dtype=np.float32)
 
     def observation(self, observation: Any) -> NDArray[np.float32]:
-        return flatten(observation, self.obs_keys)
+        return flatten(observation, self.obs_keys, batched=False)
 
 
 def flattened(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:

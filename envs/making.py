@@ -34,6 +34,12 @@ def make(env: str | Callable[..., Env], *, obs_keys: ObsKeys | None = None, **kw
     Raises ConfigError for an unknown id, or where something other than an environment comes
     back; MissingDependencyError where the id needs gymnasium-robotics.
     """
+    if isinstance(env, gymnasium.Env) or not (isinstance(env, str) or callable(env)):
+        kind = "an environment" if isinstance(env, gymnasium.Env) else type(env).__name__
+        raise ConfigError(
+            f"env is {env!r}, {kind}; pass a function that makes it, since several of it are "
+            "needed, or a Gymnasium id"
+        )
     made = _from_id(env, kwargs) if isinstance(env, str) else env(**kwargs)
     if not isinstance(made, gymnasium.Env):
         raise ConfigError(f"{env!r} returned {type(made).__name__}, not a gymnasium.Env")
@@ -84,6 +90,14 @@ def _gymnasium_make(env_id: str, kwargs: dict[str, Any]) -> Env:
         raise ConfigError(f"environment {env_id!r} cannot be made: {e}") from e
 
 
+def shaped(action: Any, space: gymnasium.Space[Any]) -> Any:
+    """An action as the space has it: policies give vectors, and a box may be of matrices."""
+    if isinstance(space, gymnasium.spaces.Box) and np.shape(action) != space.shape:
+        entries = int(np.prod(space.shape))
+        return np.reshape(action, space.shape) if np.size(action) == entries else action
+    return action
+
+
 def spaces_match(env: Env, spec: Spec) -> None:
     """Refuse an environment whose observations or actions are not those of the dataset.
 
@@ -114,9 +128,14 @@ def spaces_match(env: Env, spec: Spec) -> None:
 
     if differences:
         name = env.spec.id if env.spec else type(env.unwrapped).__name__
+        remedy = "Choose the environment that the data came from, with --env"
+        if any(said.startswith(("action low", "action high")) for said in differences):
+            remedy += (
+                ", or state the bounds of the data's actions (--action-bounds LOW HIGH for a flat "
+                "file, the spec of a dataset in memory)"
+            )
         raise ConfigError(
-            f"environment {name} does not match the dataset: {'; '.join(differences)}. Choose "
-            "the environment that the data came from, with --env"
+            f"environment {name} does not match the dataset: {'; '.join(differences)}. {remedy}"
         )
 
 

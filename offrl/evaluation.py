@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from offrl.datasets.offline import Reference, Spec
 from offrl.envs.goals import FlattenKeys
-from offrl.envs.making import Env, make, spaces_match
+from offrl.envs.making import Env, make, shaped, spaces_match
 from offrl.envs.outcomes import Outcome
 from offrl.envs.references import reference_for
 from offrl.errors import ConfigError, RunError
@@ -293,7 +293,9 @@ def _play(
     while observations:
         actions = driver.actions(observations, rewards)
         for slot, action in actions.items():
-            obs, reward, terminated, truncated, info = envs[slot].step(action)
+            obs, reward, terminated, truncated, info = envs[slot].step(
+                shaped(action, envs[slot].action_space)
+            )
             observations[slot], rewards[slot] = obs, float(reward)
             outcomes[slot] = outcomes[slot].after(info)
             total[slot] += rewards[slot]

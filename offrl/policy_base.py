@@ -159,15 +159,26 @@ class BasePolicy(ABC):
 
     def _observation(self, obs: Observation, batched: bool | None = None) -> tuple[F32, bool]:
         """Normalised observations (n, obs), and whether a batch was given."""
-        raw = self._flat(obs) if isinstance(obs, Mapping) else numbers("the observation", obs)
+        if isinstance(obs, Mapping):
+            raw = self._flat(obs, batched)
+        else:
+            raw = numbers("the observation", obs)
         many = raw.ndim == 2 if batched is None else batched
         if raw.shape[-1:] != (self.obs_dim,) or raw.ndim != 1 + many:
             wanted = f"(n, {self.obs_dim})" if many else f"({self.obs_dim},)"
             either = f" or (n, {self.obs_dim})" if batched is None and not many else ""
             raise DataError(f"the observation has shape {raw.shape}; expected {wanted}{either}")
         self._refuse_non_finite(raw)
-        x = np.atleast_2d((raw - self.obs_mean) / self.obs_std)
-        return x, many
+        with np.errstate(over="ignore"):
+            x = (raw - self.obs_mean) / self.obs_std
+        if not np.isfinite(x).all():
+            index = _first(~np.isfinite(x))
+            raise DataError(
+                f"{self._place(index)} is {raw[index]:g}, which is too large: normalised with the "
+                f"data's mean {self.obs_mean[index[-1]]:g} and deviation "
+                f"{self.obs_std[index[-1]]:g} it is not finite. Are its units those of the data?"
+            )
+        return np.atleast_2d(x), many
 
     def _observed(self, obs: Observation, state: Slots) -> F32:
         """Normalised observations (n, obs), one for each slot of the state."""
@@ -176,24 +187,27 @@ class BasePolicy(ABC):
             raise DataError(f"{len(x)} observations for {len(state.step)} slots; give one each")
         return x
 
-    def _flat(self, obs: Mapping[str, Any]) -> F32:
+    def _flat(self, obs: Mapping[str, Any], batched: bool | None) -> F32:
         if self.spec.obs_keys is None:
             raise DataError(
                 f"the observation is a dictionary with the keys {sorted(obs)}, but this policy "
                 f"was trained on vectors of {self.obs_dim} entries"
             )
-        return flatten(obs, self.spec.obs_keys)
+        return flatten(obs, self.spec.obs_keys, batched)
 
     def _refuse_non_finite(self, raw: F32) -> None:
         if np.isfinite(raw).all():
             return
-        index = tuple(int(i) for i in np.argwhere(~np.isfinite(raw))[0])
+        index = _first(~np.isfinite(raw))
+        raise DataError(f"{self._place(index)} is {raw[index]}; a policy needs finite numbers")
+
+    def _place(self, index: tuple[int, ...]) -> str:
+        """The entry of an observation, or of a batch of them, as its user calls it."""
         column = index[-1]
-        name = f"observation[{', '.join(map(str, index))}]"
         for key, (start, stop) in (self.spec.obs_keys or {}).items():
             if start <= column < stop:
-                name = f"observation[{key!r}], entry {column - start}"
-        raise DataError(f"{name} is {raw[index]}; a policy needs finite numbers")
+                return f"observation[{key!r}], entry {column - start}"
+        return f"observation[{', '.join(map(str, index))}]"
 
     def _to_units(self, action: F32) -> NDArray[Any]:
         if not np.isfinite(action).all():
@@ -237,6 +251,10 @@ _ADVANCE = 1 << 20  # counter positions between two steps
 # Numbers that an action may take, so that those of two steps are not the same ones: a position
 # gives eight, of which the normal numbers' rejections take a few per cent.
 MOST_NOISE = 7 * _ADVANCE
+
+
+def _first(where: NDArray[np.bool_]) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.argwhere(where)[0])
 
 
 def _lists(state: Slots) -> tuple[list[int], list[int]]:

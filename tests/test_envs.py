@@ -40,6 +40,12 @@ def test_by_id_by_function_and_with_keywords() -> None:
     assert isinstance(made, Point) and made.scale == 3.0
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_an_environment_itself_is_refused() -> None:
+    with pytest.raises(ConfigError, match="an environment; pass a function that makes it"):
+        make(Point())  # type: ignore[arg-type]
+
+
 def test_unknown_ids_are_refused_with_near_ones() -> None:
     with pytest.raises(ConfigError, match=r"unknown environment 'Hoper-v5', did you mean 'Hopper"):
         make("Hoper-v5")
@@ -106,6 +112,8 @@ def test_spaces_that_match_and_that_do_not() -> None:
         spaces_match(hopper, Spec.unbounded(4, 6))
     narrow = Spec((-INF,) * 11, (INF,) * 11, (-1.0, -0.5, -0.4), (1.0,) * 3)
     with pytest.raises(ConfigError, match=r"low\[1\] is -1, dataset -0.5 \(and 1 more\)"):
+        spaces_match(hopper, narrow)
+    with pytest.raises(ConfigError, match=r"--action-bounds LOW HIGH for a flat file, the spec"):
         spaces_match(hopper, narrow)
     endless = Spec((-INF,) * 11, (INF,) * 11, (-1.0,) * 3, (1.0, INF, 1.0))
     with pytest.raises(ConfigError, match=r"action high\[1\] is 1, dataset inf"):

@@ -166,6 +166,41 @@ def test_dictionary_observations_reach_the_policy_flat() -> None:
     np.testing.assert_allclose(result.returns, by_dictionary.returns, rtol=1e-5)
 
 
+def test_matrices_are_observed_and_executed() -> None:
+    class Turn(Walk):
+        observation_space = gymnasium.spaces.Dict(  # type: ignore[assignment]
+            {
+                "turn": gymnasium.spaces.Box(-INF, INF, (2, 2)),
+                "grip": gymnasium.spaces.Box(-INF, INF, ()),
+            }
+        )
+        action_space = gymnasium.spaces.Box(-1.0, 1.0, (2, 1))
+
+        def _seen(self) -> dict[str, Any]:
+            return {"turn": np.outer(self.x, self.x), "grip": np.float32(self.x[0])}
+
+        def reset(self, **keywords: Any) -> tuple[Any, dict[str, Any]]:
+            super().reset(**keywords)
+            return self._seen(), {}
+
+        def step(self, action: Any) -> Any:
+            assert self.action_space.contains(action)
+            self.left -= 1
+            self.x = 0.9 * self.x + action[:, 0]
+            return self._seen(), 1.0 + float(action[0, 0]), self.left == 0, False, {}
+
+    spec = Spec(
+        (-INF,) * 5, (INF,) * 5, (-1.0,) * 2, (1.0,) * 2, obs_keys={"grip": (0, 1), "turn": (1, 5)}
+    )
+    policy = Policy(DeterministicActor(5, 2, [16], Learners()), spec)
+    result = evaluate(policy, Turn, 12)
+    by_dictionary = evaluate(policy.predict, Turn, 12)
+    np.testing.assert_allclose(result.returns, by_dictionary.returns, rtol=1e-5)
+    assert evaluate(lambda obs: np.zeros(2, np.float32), Turn, 2).returns.tolist() == [
+        float(n) for n in evaluate(policy, Turn, 2).lengths
+    ]
+
+
 def made(returns: list[float], reference: Reference | None = None) -> Evaluation:
     n = len(returns)
     return Evaluation(np.array(returns), np.arange(1, n + 1), np.full(n, 7), "Walk", 0, reference)
