@@ -6,8 +6,9 @@ carries them out one by one, towards a goal if it knows goals.
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -27,6 +28,11 @@ from offrl.policy_base import F32, MOST_NOISE, BasePolicy, Observation, Slots
 from offrl.policy_format import PolicyFile
 from offrl.sequence_models import sequence_model_from_spec
 from offrl.types import Context, Noise
+
+UNMAKEABLE = (  # what networks raise for sizes and types that they cannot have
+    *(ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError),
+)
+COMPARED = 1_000_000  # weights too many that are made all the same, to say which do not fit
 
 
 @runtime_checkable
@@ -286,7 +292,13 @@ class PlanPolicy(Policy):
                 f"the goal has shape {raw.shape}; expected finite numbers of shape {shape[2:]}, "
                 f"{shape[1:]} or {shape}"
             )
-        scaled: F32 = ((np.broadcast_to(raw, shape) - mean) / std).astype(np.float32)
+        with np.errstate(over="ignore"):
+            scaled: F32 = ((np.broadcast_to(raw, shape) - mean) / std).astype(np.float32)
+        if not np.isfinite(scaled).all():
+            raise DataError(
+                f"the goal has values up to {np.abs(raw).max():g}, which are too large: normalised "
+                "like the data they are not finite. Are its units those of the data?"
+            )
         return scaled
 
     def _from_units(self, action: NDArray[Any]) -> F32:
@@ -358,13 +370,14 @@ def load_policy(
 
 
 def _network(saved: PolicyFile, actor: nn.Module | type[nn.Module] | None) -> nn.Module:
-    if actor is None and saved.execution is None and saved.conditioning is None:
-        return actor_from_spec(saved.actor)
     if actor is None:
-        make = planner_from_spec if saved.conditioning is None else sequence_model_from_spec
+        make: Callable[[Mapping[str, Any]], nn.Module] = sequence_model_from_spec
+        if saved.conditioning is None:
+            make = actor_from_spec if saved.execution is None else planner_from_spec
         try:
+            _refuse_wider(saved)
             return make(saved.actor)
-        except (KeyError, TypeError) as e:
+        except UNMAKEABLE as e:
             raise RunError(f"{saved.path}: the entry 'actor' is damaged: {e!r}") from e
     if isinstance(actor, nn.Module):
         return actor
@@ -376,6 +389,16 @@ def _network(saved: PolicyFile, actor: nn.Module | type[nn.Module] | None) -> nn
             f"{actor.__name__} cannot be made from the saved spec {arguments}: {e}; pass an "
             "instance instead"
         ) from e
+
+
+def _refuse_wider(saved: PolicyFile) -> None:
+    """Raise ValueError for hidden layers far beyond the file's weights, before they are made."""
+    hidden = saved.actor.get("hidden")
+    if isinstance(hidden, list) and all(isinstance(units, int) for units in hidden):
+        needed = sum(hidden) + sum(a * b for a, b in pairwise(hidden))
+        held = sum(int(w.size) for w in saved.weights.values())
+        if needed > held + COMPARED:
+            raise ValueError(f"hidden {hidden} has more than the {held:,} weights of the file")
 
 
 def _array(value: ArrayLike | Tensor | None) -> ArrayLike | None:

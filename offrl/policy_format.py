@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from offrl.datasets.offline import Spec
-from offrl.errors import RunError
+from offrl.errors import DataError, RunError
 from offrl.files import sync_folder
 
 FORMAT, VERSION = "offrl.policy", 1
@@ -57,12 +58,14 @@ class PolicyFile:
 def find(path: str | os.PathLike[str]) -> Path:
     """The policy's directory: `path` itself, or `path/policy` for the directory of a run.
 
+    Where a kill left none in the middle of a replacement, the policy that was being replaced.
     Raises RunError where there is none.
     """
     root = Path(path)
     for candidate in (root, root / "policy"):
-        if (candidate / HEADER).is_file():
-            return candidate
+        for place in (candidate, _beside(candidate, "old")):
+            if (place / HEADER).is_file():
+                return place
     if not root.exists():
         raise RunError(f"{root}: no such directory; give a run or a policy directory")
     seeds = sorted(p.name for p in root.glob("seed-*") if (p / "policy" / HEADER).is_file())
@@ -106,6 +109,9 @@ def read(path: str | os.PathLike[str]) -> PolicyFile:
                 "damaged or from another policy"
             )
         tensors = load(raw)
+        for name in ("actor", "provenance"):
+            if not isinstance(header[name], dict):
+                raise TypeError(f"the entry {name!r} is {header[name]!r}; it must be an object")
         spec = _spec_from_json(header["spec"])
         weights = {k[len(PREFIX) :]: v for k, v in tensors.items() if k.startswith(PREFIX)}
         return PolicyFile(
@@ -121,7 +127,7 @@ def read(path: str | os.PathLike[str]) -> PolicyFile:
         )
     except KeyError as e:
         raise RunError(f"{where}: entry {e} is missing; the policy is damaged") from e
-    except (SafetensorError, TypeError, ValueError, AttributeError) as e:
+    except (SafetensorError, DataError, TypeError, ValueError, AttributeError, OverflowError) as e:
         raise RunError(f"{where}: the policy is damaged: {e}") from e
 
 
@@ -131,6 +137,11 @@ def write(path: str | os.PathLike[str], policy: PolicyFile, overwrite: bool = Fa
     Raises RunError where something else stands at `path`, or a policy and not `overwrite`.
     """
     target = Path(path)
+    fresh, old = _beside(target, "new"), _beside(target, "old")
+    try:
+        _put_back(old, target)
+    except OSError as e:
+        raise RunError(f"{target}: the policy cannot be written: {e}") from e
     if target.exists():
         strangers = sorted(p.name for p in target.iterdir()) if target.is_dir() else [target.name]
         strangers = [name for name in strangers if name not in (HEADER, WEIGHTS)]
@@ -154,7 +165,6 @@ def write(path: str | os.PathLike[str], policy: PolicyFile, overwrite: bool = Fa
     if policy.conditioning is not None:
         header |= {"conditioning": dict(policy.conditioning)}
     text = json.dumps(header, indent=2, allow_nan=False) + "\n"
-    fresh, old = (target.parent / f".{target.name}.{kind}.tmp" for kind in ("new", "old"))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         for leftover in (fresh, old):
@@ -167,11 +177,23 @@ def write(path: str | os.PathLike[str], policy: PolicyFile, overwrite: bool = Fa
         os.rename(fresh, target)
         sync_folder(target.parent)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as e:
-        if old.exists() and not target.exists():
-            os.rename(old, target)
+    except BaseException as e:
+        with suppress(OSError):
+            _put_back(old, target)
         shutil.rmtree(fresh, ignore_errors=True)
-        raise RunError(f"{target}: the policy cannot be written: {e}") from e
+        if isinstance(e, OSError):
+            raise RunError(f"{target}: the policy cannot be written: {e}") from e
+        raise
+
+
+def _beside(target: Path, kind: str) -> Path:
+    """Where the new policy is written, or the old one waits, while `target` is replaced."""
+    return target.parent / f".{target.name}.{kind}.tmp"
+
+
+def _put_back(old: Path, target: Path) -> None:
+    if (old / HEADER).is_file() and not target.exists():
+        os.rename(old, target)
 
 
 def _plan(header: Mapping[str, Any]) -> dict[str, Any]:

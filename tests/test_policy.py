@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from offrl import runtime
 from offrl.actors import DeterministicActor, GaussianActor
 from offrl.datasets.offline import Spec
 from offrl.errors import ConfigError, DataError, RunError
@@ -165,9 +167,31 @@ def test_dictionary_observations() -> None:
     with pytest.raises(DataError, match=r"observation\['obs'\] has shape \(3,\)"):
         policy.predict({"goal": [3, 4], "obs": [1, 2, 3]})
     with pytest.raises(DataError, match="differ in their number of rows"):
-        policy.predict({"goal": [3, 4], "obs": [[1, 2]]})
+        policy.predict({"goal": [3, 4], "obs": [[1, 2], [1, 2]]})
     with pytest.raises(DataError, match="trained on vectors of 4 entries"):
         make_policy().predict({"goal": [3, 4], "obs": [1, 2]})
+
+
+def test_entries_of_any_shape_are_parts_of_one_observation() -> None:
+    keys = {"grip": (0, 1), "q": (1, 4), "turn": (4, 8)}
+    spec = Spec((-INF,) * 8, (INF,) * 8, (-1.0,), (1.0,), obs_keys=keys)
+    policy = Policy(DeterministicActor(8, 1, [8], Learners()), spec)
+    q, turn = np.arange(3.0), np.arange(4.0).reshape(2, 2)
+    expected = policy.predict([0.5, *q, *turn.ravel()])
+    for grip in (0.5, [0.5], [[0.5]]):
+        found = policy.predict({"grip": grip, "q": q, "turn": turn})
+        np.testing.assert_array_equal(found, expected)
+    batch = {"grip": [0.5] * 3, "q": [q] * 3, "turn": [turn] * 3}
+    assert policy.predict(batch).shape == (3, 1)
+    np.testing.assert_allclose(policy.act(batch, policy.start(3))[0], [expected] * 3, atol=1e-6)
+    alone = {key: np.asarray(value)[:1] for key, value in batch.items()}
+    assert policy.act(alone, policy.start(1))[0].shape == (1, 1)
+    # Rows of entries that are vectors: a batch of one stays a batch.
+    assert policy.predict({"grip": [[0.5]], "q": [q], "turn": [turn.ravel()]}).shape == (1, 1)
+    with pytest.raises(
+        DataError, match=r"observation\['turn'\] has shape \(3, 3\); expected \(4,\)"
+    ):
+        policy.predict({"grip": 0.5, "q": q, "turn": np.eye(3)})
 
 
 @pytest.mark.parametrize(
@@ -179,11 +203,29 @@ def test_dictionary_observations() -> None:
         ([[1, 2, 3, 4], [1, 2, np.inf, 4]], r"observation\[1, 2\] is inf"),
         ([1, np.nan, 3, 4], r"observation\[1\] is nan"),
         (["a", "b", "c", "d"], "expected numbers"),
+        (["1", "2", "3", "4"], "of type <U1; expected numbers"),
+        (np.zeros(4, complex), "of type complex128; expected numbers"),
+        (np.zeros(4, "datetime64[s]"), "of type datetime64.*expected numbers"),
+        (np.array([1.0, None, 2.0, 3.0], object), "of type object; expected numbers"),
+        (np.ma.masked_array(np.zeros(4), mask=[0, 1, 1, 0]), "has masked values; expected numbers"),
+        ([1.0, 2.0, 1e300, 4.0], r"has the value 1e\+300, too large for float32"),
+        ([1.0, 3e38, 3.0, 4.0], r"observation\[1\] is 3e\+38, which is too large: normalised"),
     ],
 )
-def test_unusable_observations_are_refused(obs: Any, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        make_policy().predict(obs)
+def test_unusable_observations_are_refused(obs: Any, message: str, tmp_path: Path) -> None:
+    policy = make_policy()
+    policy.save(tmp_path / "policy")
+    for kind in (policy, runtime.load_policy(tmp_path / "policy")):
+        with pytest.raises(DataError, match=message):
+            kind.predict(obs)
+
+
+def test_an_observation_may_be_a_tensor_with_a_gradient() -> None:
+    policy, obs = make_policy(), torch.arange(4.0)
+    expected = policy.predict(obs.numpy())
+    np.testing.assert_array_equal(policy.predict(obs.requires_grad_()), expected)
+    unmasked = np.ma.masked_array(np.arange(4.0), mask=[0] * 4)
+    np.testing.assert_array_equal(policy.predict(unmasked), expected)
 
 
 def test_a_diverged_policy_says_so() -> None:
@@ -264,6 +306,46 @@ def test_a_failed_save_leaves_the_old_policy(
     assert [p.name for p in tmp_path.iterdir()] == ["policy"]
 
 
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_a_stopped_save_leaves_the_old_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
+) -> None:
+    policy = make_policy()
+    policy.save(tmp_path / "policy")
+    rename = os.rename
+
+    def stopped(source: Path, target: Path) -> None:
+        rename(source, target)
+        if target.name == ".policy.old.tmp":
+            raise stop
+
+    monkeypatch.setattr(os, "rename", stopped)
+    with pytest.raises(stop):
+        policy.save(tmp_path / "policy", overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["policy"]
+    load_policy(tmp_path / "policy")
+
+
+def test_a_kill_during_a_replacement_leaves_a_policy(tmp_path: Path) -> None:
+    policy = make_policy()
+    policy.save(tmp_path / "run" / "policy")
+    before = policy.predict([0] * 4)
+    # What a kill between the two renames leaves: the old policy aside, the new one not yet there.
+    (tmp_path / "run" / "policy").rename(tmp_path / "run" / ".policy.old.tmp")
+    (tmp_path / "run" / ".policy.new.tmp").mkdir()
+    for path in (tmp_path / "run", tmp_path / "run" / "policy"):
+        np.testing.assert_array_equal(load_policy(path).predict([0] * 4), before)
+    with pytest.raises(RunError, match="already holds a policy"):
+        policy.save(tmp_path / "run" / "policy")
+    with torch.no_grad():
+        output_bias(policy).add_(1.0)
+    policy.save(tmp_path / "run" / "policy", overwrite=True)
+    np.testing.assert_array_equal(
+        load_policy(tmp_path / "run").predict([0] * 4), policy.predict([0] * 4)
+    )
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["policy"]
+
+
 def edit(path: Path, **changes: Any) -> None:
     header = json.loads((path / "policy.json").read_text()) | changes
     (path / "policy.json").write_text(json.dumps(header))
@@ -305,6 +387,30 @@ def test_unusable_files_are_refused(tmp_path: Path) -> None:
     edit(saved("actor"), actor={"type": "GausianActor"})
     with pytest.raises(ConfigError, match=r"'GausianActor'.*did you mean 'GaussianActor'"):
         load_policy(tmp_path / "actor")
+    for name, value in (("actor", []), ("actor", None), ("provenance", "abc")):
+        edit(saved("object"), **{name: value})
+        for load in (load_policy, runtime.load_policy):
+            with pytest.raises(RunError, match=f"the entry '{name}' is .*; it must be an object"):
+                load(tmp_path / "object")
+        shutil.rmtree(tmp_path / "object")
+    bounds = json.loads((saved("swapped") / "policy.json").read_text())["spec"]
+    edit(tmp_path / "swapped", spec=bounds | {"action_low": [5.0, 5.0]})
+    for load in (load_policy, runtime.load_policy):
+        with pytest.raises(RunError, match=r"damaged: action_low\[0\] is 5 and action_high\[0\] 2"):
+            load(tmp_path / "swapped")
+    sizes = {"type": "DeterministicActor", "obs_dim": 4, "act_dim": 2}
+    for actor in (
+        sizes,
+        {**sizes, "hidden": "88"},
+        {**sizes, "hidden": [10**9]},
+        {**sizes, "hidden": [10**6, 10**6]},
+        {**sizes, "obs_dim": 10**12, "hidden": [8, 8]},
+        {**sizes, "type": [1]},
+    ):
+        edit(saved("sizes"), actor=actor)
+        with pytest.raises(RunError, match="the entry 'actor' is damaged"):
+            load_policy(tmp_path / "sizes")
+        shutil.rmtree(tmp_path / "sizes")
     narrow = {"type": "DeterministicActor", "obs_dim": 4, "act_dim": 2, "hidden": [8, 6]}
     edit(saved("narrow"), actor=narrow)
     with pytest.raises(RunError, match=r"do not fit.*net.2.bias' is \(1, 8\) .* \(1, 6\)"):
