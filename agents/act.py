@@ -15,7 +15,8 @@ do nothing and one layer here is the network that was measured. Departures: no d
 standardised; the error is averaged over the real actions of each chunk, where the code divides by
 the length of the padded chunk and makes late ones count less; the ensemble knows from the step
 which plans there are, where the code takes an action of exactly zero for none; layers begin as
-torch.nn.Linear; weight decay spares biases and norms. With z = 0 the policy is a regression: of
+torch.nn.Linear; weight decay spares biases and norms; batches are the trainer's 256, of 8 there
+(`--batch-size`). With z = 0 the policy is a regression: of
 several ways that demonstrators take, it cannot choose one.
 """
 
