@@ -106,7 +106,7 @@ def _screen_actions(
     share = 100.0 * count / dataset.num_steps
     if out_of_bounds == "refuse" or spec.action_kind == "discrete":
         remedy = (
-            "Load with out_of_bounds='clip' to clip them (recorded rewards then belong to other "
+            "Give out_of_bounds='clip' to clip them (recorded rewards then belong to other "
             f"actions) or 'keep' to leave them (--out-of-bounds clip|keep){stated}"
         )
         if spec.action_kind == "discrete":
@@ -169,7 +169,7 @@ def _screen_terminals(dataset: OfflineDataset, time_limit: TimeLimit) -> Offline
         return replace(dataset, problems=(*dataset.problems, found))
     raise DataError(
         f"{dataset.name}: {found}. Terminals mean that no reward can follow; these look like the "
-        f"time limit. Load with time_limit={limit} (--time-limit {limit}) to make them "
+        f"time limit. Give time_limit={limit} (--time-limit {limit}) to make them "
         "truncations, or 'keep' (--time-limit keep) if these ends are real"
     )
 
