@@ -85,8 +85,9 @@ def test_asking_for_a_return_of_one_gives_a_half(p: float) -> None:
         **{"context": 1, "layers": 1, "width": 16, "max_steps": 2, "return_scale": 1.0},
         **{"lr": 3e-3, "warmup": 10, "grad_norm": 1.0, "normalize_obs": False, "weight_decay": 0.0},
     }
-    learner = fit("dt", bandit(p), settings, 250)
-    assert earned(learner.policy(), p) == pytest.approx(0.5, abs=0.05)
+    # In batches of half the pulls, of which few pay where p is 0.1.
+    learner = fit("dt", bandit(p), settings, 250, batch_size=512)
+    assert earned(learner.policy(), p) == pytest.approx(0.5, abs=0.03)
 
 
 def told(agent: Any, p: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -118,7 +119,7 @@ def test_the_constraint_takes_luck_out_of_the_latents() -> None:
 
 
 def test_without_it_luck_stays() -> None:
-    luck, _ = told(stack(bandit(0.3), 360, weights=[LUCKY, (60, 0.0)]), 0.3)
+    luck, _ = told(stack(bandit(0.3), 200, weights=[LUCKY, (60, 0.0)]), 0.3)
     assert float(luck.max()) > 1.5
 
 
@@ -130,15 +131,17 @@ def test_a_copy_that_raises_the_information_earns_luck() -> None:
     assert np.mean([earned(learner.policy(k), 0.3) for k in range(4)]) < 0.62
 
 
-def test_a_copy_whose_energy_never_sees_the_reward_lets_luck_in() -> None:
+def test_a_copy_whose_energy_does_not_see_the_reward_lets_luck_stay() -> None:
+    # It sees it while alpha is below 0, without which no latent would tell luck to begin with.
+    sees = "(self.config.information_weight < 0)"
     blind = Fault(
-        "agents.doc.DoC.information", "batch.reward[..., -n:]", "0 * batch.reward[..., -n:]", ()
+        "agents.doc.DoC.information",
+        "batch.reward[..., -n:]",
+        f"{sees} * batch.reward[..., -n:]",
+        (),
     )
-    learner: Any = fit("doc", bandit(0.3), SETTINGS, 60, fault=blind)
-    view: Any = learner.view(bandit(0.3)).to(torch.float64)
-    batch = view.sample(view.index[:64])
-    loss = learner.energy_loss(batch, {}, learner.formed(batch).detach())[0]
-    assert float(loss.detach()) == pytest.approx(0.0, abs=1e-9)  # nothing to tell apart
+    luck, _ = told(stack(bandit(0.3), 200, fault=blind, weights=[LUCKY, (60, 1.0)]), 0.3)
+    assert float(luck.median()) > 1.5  # one of the four has not begun with it
 
 
 def test_gaussian_latents_separate_the_arms() -> None:
