@@ -1,7 +1,7 @@
 """What is known about flat data beside its columns: the environment, its bounds and limit."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -119,15 +119,23 @@ class Origin:
             return Spec(unbounded.obs_low, unbounded.obs_high, (0.0,) * n, (1.0,) * n, "discrete")
         if low is None:
             return unbounded
+        if isinstance(low, int):
+            self._refuse(
+                columns, f"actions: {low} discrete ones, dataset a vector of {act_dim} entries"
+            )
         low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
         if low.ndim and low.shape != (act_dim,):
-            raise DataError(
-                f"{columns.source}: actions have {act_dim} components, but {self.env_id} takes "
-                f"{low.shape[0]}"
-            )
+            self._refuse(columns, f"actions: {low.shape[0]} entries, dataset {act_dim}")
         bounds = (tuple(np.broadcast_to(b, (act_dim,)).tolist()) for b in (low, high))
         action_low, action_high = bounds
         return Spec(unbounded.obs_low, unbounded.obs_high, action_low, action_high)
+
+    def _refuse(self, columns: FlatColumns, difference: str) -> NoReturn:
+        raise DataError(
+            f"{columns.source}: environment {self.env_id} does not match the dataset: "
+            f"{difference}. Choose the environment that the data came from (env_id, or "
+            "env of offrl.train; --env)"
+        )
 
 
 def _pair(bounds: Any) -> Bounds:

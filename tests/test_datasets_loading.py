@@ -166,7 +166,9 @@ def test_a_stated_environment(tmp_path: Path) -> None:
     dataset = load_dataset(path, env_id="Pendulum-v1")
     assert (dataset.env_id, dataset.time_limit) == ("Pendulum-v1", 200)
     assert dataset.spec.action_high == (2.0,)
-    with pytest.raises(DataError, match="actions have 1 components, but Hopper-v5 takes 3"):
+    with pytest.raises(DataError, match=r"Hopper-v5 does not .* actions: 3 entries, dataset 1"):
         load_dataset(path, env_id="Hopper-v5")
+    with pytest.raises(DataError, match="actions: 2 discrete ones, dataset a vector of 1 entries"):
+        load_dataset(path, env_id="CartPole-v1")
     with pytest.raises(ConfigError, match="unknown environment 'Pendulum-v11'"):
         load_dataset(path, env_id="Pendulum-v11")
