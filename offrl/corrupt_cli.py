@@ -29,9 +29,10 @@ from offrl.datasets.minari import write_minari
 from offrl.datasets.offline import OfflineDataset
 from offrl.devices import choose_device
 from offrl.errors import RunError
-from offrl.experiment import DataConfig, Plan, plan, resume_run, start_run
+from offrl.experiment import resume_run, start_run
 from offrl.files import cache_folder, sole_use
 from offrl.networks import Learners
+from offrl.plans import DataConfig, Plan, plan
 from offrl.training import Interrupted
 
 AGENT, CRITICS, SEED = "edac", 10, 0  # of the attacker; its seed is the same for every mask

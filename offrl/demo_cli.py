@@ -5,7 +5,8 @@ from pathlib import Path
 from offrl.arguments import Parser
 from offrl.errors import RunError
 from offrl.evaluation import Evaluation, evaluate
-from offrl.experiment import Plan, Run, plan, recorded, resume_run, start_run
+from offrl.experiment import Run, recorded, resume_run, start_run
+from offrl.plans import Plan, plan
 from offrl.plotting import plot
 from offrl.statistics import paired_difference
 

@@ -15,17 +15,8 @@ from offrl.agents import AGENTS
 from offrl.arguments import Parser
 from offrl.callbacks import Callback
 from offrl.errors import ConfigError, near
-from offrl.experiment import (
-    DataConfig,
-    Plan,
-    Run,
-    check_names,
-    plan,
-    recorded,
-    refuse_existing,
-    resume_run,
-    start_run,
-)
+from offrl.experiment import Run, recorded, refuse_existing, resume_run, start_run
+from offrl.plans import DataConfig, Plan, check_names, plan
 from offrl.registry import find_agent
 from offrl.training import TrainConfig
 

@@ -22,10 +22,10 @@ from offrl.agents import AGENTS
 from offrl.datasets.loading import load_dataset
 from offrl.datasets.offline import OfflineDataset
 from offrl.envs.references import families
-from offrl.experiment import configure
 from offrl.feed import Feed
 from offrl.networks import Learners
 from offrl.optim import products_in
+from offrl.plans import configure
 from offrl.registry import find_recipe
 from offrl.training import TrainConfig
 

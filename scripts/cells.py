@@ -24,8 +24,9 @@ from offrl.datasets.loading import load_dataset
 from offrl.datasets.minari import write_minari
 from offrl.datasets.offline import OfflineDataset
 from offrl.evaluation import evaluate
-from offrl.experiment import Plan, learner_folders, resume_run, start_run
+from offrl.experiment import learner_folders, resume_run, start_run
 from offrl.files import read_json, write_json
+from offrl.plans import Plan, in_use
 from offrl.policy import load_policy
 from offrl.teachers import print_of
 
@@ -38,7 +39,6 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {  # of the tables' cells, instead o
     "sac_n": {"ensemble": 10},  # Hopper's has 200
 }
 WRITING = ("log_every", "checkpoint_every", "keep_checkpoints", "best_by")
-OFF = (False, 0, None, "none", ())
 KEPT = ("step,name,value", "eval/", "validation/")  # of metrics.csv, which the curves need
 
 
@@ -97,12 +97,6 @@ def portable(text: str) -> str:
 def published(record: str) -> str:
     """A run's record without a word of the machine: of other paths, the last part."""
     return re.sub(r'"/(?:[^"]*/)?([^"/]+)"', r'"\1"', portable(record))
-
-
-def in_use(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is off, and what begins with the name of that."""
-    off = tuple(f"{k}_" for k, v in settings.items() if v in OFF)
-    return {k: v for k, v in settings.items() if v not in OFF and not k.startswith(off)}
 
 
 def run_cell(

@@ -34,9 +34,10 @@ from offrl.datasets.loading import load_dataset
 from offrl.datasets.offline import OfflineDataset
 from offrl.devices import choose_device
 from offrl.errors import OffrlError
-from offrl.experiment import Plan, plan, resume_run, start_run
+from offrl.experiment import resume_run, start_run
 from offrl.networks import Learners
 from offrl.optim import products_in
+from offrl.plans import Plan, plan
 from offrl.training import Trainer
 from offrl.types import Metrics
 

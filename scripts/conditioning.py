@@ -26,9 +26,9 @@ from generative import demonstrations, folder_name, interval, percent
 import offrl
 from offrl.envs.scripted import demonstrator
 from offrl.evaluation import evaluate
-from offrl.experiment import plan
 from offrl.files import read_json, write_json
 from offrl.planners import planner_from_spec
+from offrl.plans import plan
 from offrl.plotting import COLOURS, PAPER, learners
 from offrl.policy import Policy, load_policy
 

@@ -34,7 +34,7 @@ from offrl.corrupt_cli import ATTACKER_STEPS, attacker_for, corrupt_with_bar
 from offrl.datasets.corruption import ELEMENTS, MODES, Corruption
 from offrl.datasets.loading import load_dataset
 from offrl.datasets.offline import OfflineDataset
-from offrl.experiment import Plan, plan
+from offrl.plans import Plan, plan
 
 PAGE = RESULTS / "corruption"
 

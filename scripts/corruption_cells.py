@@ -15,8 +15,8 @@ from cells import SETTINGS, in_use
 
 from offrl.agents import AGENTS
 from offrl.datasets.corruption import ELEMENTS
-from offrl.experiment import configure
 from offrl.files import read_json
+from offrl.plans import configure
 from offrl.plotting import learners
 from offrl.statistics import Interval, t_interval
 from offrl.training import TrainConfig

@@ -24,8 +24,8 @@ from results_page import changed_settings
 
 import offrl
 from offrl.datasets.loading import load_dataset
-from offrl.experiment import plan
 from offrl.files import read_json
+from offrl.plans import plan
 from offrl.plotting import learners
 from offrl.statistics import t_interval
 

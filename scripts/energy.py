@@ -29,9 +29,9 @@ from offrl.datasets.collection import Request, collect
 from offrl.datasets.loading import load_dataset
 from offrl.datasets.offline import OfflineDataset
 from offrl.evaluation import evaluate
-from offrl.experiment import plan
 from offrl.files import read_json
 from offrl.planners import planner_from_spec
+from offrl.plans import plan
 from offrl.plotting import COLOURS, PAPER, learners
 from offrl.policy import Policy, load_policy
 

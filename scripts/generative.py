@@ -33,9 +33,9 @@ from offrl.datasets.offline import OfflineDataset
 from offrl.envs.scripted import demonstrator
 from offrl.envs.tasks import TASKS
 from offrl.evaluation import evaluate
-from offrl.experiment import plan
 from offrl.files import read_json, write_json
 from offrl.planners import planner_from_spec
+from offrl.plans import plan
 from offrl.policy import Policy, load_policy
 from offrl.statistics import t_interval
 

@@ -24,8 +24,8 @@ import offrl
 from offrl.agents import ODICEILConfig
 from offrl.datasets.offline import OfflineDataset
 from offrl.errors import DataError
-from offrl.experiment import Plan, plan
 from offrl.files import read_json, write_json
+from offrl.plans import Plan, plan
 from offrl.plotting import learners, plot
 
 PAGE = RESULTS / "imitation"

@@ -29,9 +29,9 @@ from offrl.datasets.loading import load_dataset
 from offrl.datasets.offline import OfflineDataset
 from offrl.envs import make
 from offrl.evaluation import evaluate, start_seed
-from offrl.experiment import plan
 from offrl.files import read_json
 from offrl.latent_policy import LatentPolicy
+from offrl.plans import plan
 from offrl.policy import load_policy
 from offrl.statistics import crossed_interval
 

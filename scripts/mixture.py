@@ -38,8 +38,8 @@ from offrl.datasets.loading import load_dataset
 from offrl.datasets.offline import OfflineDataset
 from offrl.datasets.rows import I64
 from offrl.errors import ConfigError, DataError
-from offrl.experiment import plan
 from offrl.files import read_json, write_json
+from offrl.plans import plan
 from offrl.plotting import learners, plot
 from offrl.statistics import crossed_interval
 

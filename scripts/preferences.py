@@ -25,8 +25,8 @@ from cells import RESULTS, add_training_arguments, run_cell, training_settings
 from results_page import Cell, read_cell
 
 import offrl
-from offrl.experiment import Plan, plan
 from offrl.files import read_json
+from offrl.plans import Plan, plan
 from offrl.plotting import COLOURS, PAPER
 
 DATASETS = ("hopper-medium-replay",)

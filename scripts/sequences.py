@@ -44,9 +44,9 @@ from offrl.agents import AGENTS
 from offrl.datasets.loading import load_dataset
 from offrl.datasets.offline import OfflineDataset, Spec
 from offrl.evaluation import evaluate
-from offrl.experiment import plan
 from offrl.files import read_json, write_json
 from offrl.networks import Learners
+from offrl.plans import plan
 from offrl.policy import load_policy
 from offrl.style_plans import SMALL_STYLES
 from results import MEASURED, time_actions

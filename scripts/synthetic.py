@@ -46,8 +46,8 @@ from offrl.datasets.offline import OfflineDataset
 from offrl.datasets.replay import RETURN_RANGE, action_maps
 from offrl.dynamics import DynamicsConfig
 from offrl.errors import RunError
-from offrl.experiment import Plan, plan
 from offrl.files import read_json, write_json
+from offrl.plans import Plan, plan
 from offrl.policy import Policy, load_policy
 from offrl.policy_guidance import Guidance
 from offrl.synthesis import GeneratorConfig, log_density, with_source

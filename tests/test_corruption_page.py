@@ -19,7 +19,7 @@ from corruption_cells import CLEAN, ROWS, Trained, clean_score, read_trained, wa
 from offrl.agents import AGENTS
 from offrl.datasets.corruption import Corruption, corrupt, masks_of
 from offrl.datasets.offline import Reference
-from offrl.experiment import DataConfig, Plan, plan
+from offrl.plans import DataConfig, Plan, plan
 
 HOPPER = "hopper-medium-replay"
 TRAIN = {"steps": 100, "batch_size": 256, "backend": "eager"}

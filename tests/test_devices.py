@@ -20,10 +20,11 @@ from offrl.corrupt_cli import TrainedAttacker
 from offrl.devices import choose_device, home_of, sent
 from offrl.errors import ConfigError, RunError
 from offrl.evaluation import evaluate
-from offrl.experiment import plan, resume_run, start_run, train
+from offrl.experiment import resume_run, start_run, train
 from offrl.nearest import NearestAction
 from offrl.networks import Learners
 from offrl.optim import products_in
+from offrl.plans import plan
 from offrl.policy_guidance import Guidance
 from offrl.synthesis import Generator, GeneratorConfig
 from offrl.training import TrainConfig, Trainer

@@ -11,7 +11,7 @@ import pytest
 import offrl
 from offrl.about import listed
 from offrl.cli import main
-from offrl.experiment import plan
+from offrl.plans import plan
 
 TEXT = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 SHORTER = {

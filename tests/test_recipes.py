@@ -23,7 +23,7 @@ from offrl.datasets.names import named_sets
 from offrl.envs.references import families
 from offrl.envs.tasks import TASKS
 from offrl.errors import ConfigError
-from offrl.experiment import configure
+from offrl.plans import configure
 from offrl.registry import find_agent, find_recipe
 from offrl.training import TrainConfig
 

@@ -7,7 +7,7 @@ import pytest
 from offrl.agents import Distill, DistillConfig
 from offrl.envs.references import families
 from offrl.errors import ConfigError
-from offrl.experiment import configure
+from offrl.plans import configure
 from offrl.registry import find_recipe
 from offrl.training import TrainConfig
 

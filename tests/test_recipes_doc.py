@@ -8,7 +8,7 @@ from offrl.agents import DoC, DoCConfig
 from offrl.envs.references import families
 from offrl.envs.tasks import TASKS
 from offrl.errors import ConfigError
-from offrl.experiment import configure
+from offrl.plans import configure
 from offrl.registry import find_recipe
 from offrl.training import TrainConfig
 

@@ -9,7 +9,7 @@ from problems import walk
 from offrl.agents import RIQL, RIQLConfig
 from offrl.datasets.corruption import Corruption, corrupt
 from offrl.errors import ConfigError
-from offrl.experiment import plan
+from offrl.plans import plan
 from offrl.registry import find_recipe
 
 # The authors' configuration: (sigma, quantile, K) on halfcheetah, walker2d and hopper.

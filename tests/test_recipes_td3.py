@@ -9,7 +9,7 @@ from offrl.agents import A2PR, A2PRConfig
 from offrl.cli import main
 from offrl.envs.references import families
 from offrl.errors import ConfigError
-from offrl.experiment import Plan
+from offrl.plans import Plan
 from offrl.registry import find_recipe
 
 # alpha, weight of the CVAE's reconstruction, of the masked pull, and gamma.

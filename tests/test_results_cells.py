@@ -11,7 +11,7 @@ from cells import SETTINGS, cell_hash, published
 
 import results
 from offrl.agents import AGENTS
-from offrl.experiment import Plan
+from offrl.plans import Plan
 from results import COMPARED
 
 

@@ -20,8 +20,9 @@ from offrl.agents import BC
 from offrl.cli import main
 from offrl.datasets.offline import OfflineDataset
 from offrl.errors import ConfigError, DataError, OffrlError, RunError
-from offrl.experiment import DataConfig, plan, resume_run, train
+from offrl.experiment import resume_run, train
 from offrl.files import read_json
+from offrl.plans import DataConfig, plan
 from offrl.policy import Policy, load_policy
 from offrl.types import Batch, Metrics, Noise
 
