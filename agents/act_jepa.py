@@ -1,4 +1,4 @@
-"""Chunks of actions with a joint-embedding prediction (ACT-JEPA; arXiv:2501.14622).
+"""Action chunks and a joint embedding (ACT-JEPA; Vujinovic et al., 2025, arXiv:2501.14622).
 
 A regression of the next k actions A from a memory of the last observations o that must also tell
 what will be seen, in the terms of an encoder of its own:
