@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 RETURN, SCORE = "eval/return", "eval/score"
 SUFFIXES = (".png", ".pdf", ".svg")
 FINGERPRINT = 8  # digits of the data's that a name shows
+SHORT = 0.9  # share of the longest line's steps up to which one ends early
 BOOTSTRAP_SEEDS = 4  # from this many seeds on, the bootstrap is narrower than the range
 
 # Okabe and Ito's colours, told apart with every common kind of colour blindness; no yellow,
@@ -388,8 +389,11 @@ def _names(axes: "Axes", group: Sequence[Line], labels: Sequence[str], height: f
         drawn = np.flatnonzero(np.isfinite(line.mean))[-1:]
         ends += [(float(line.mean[i]), int(line.steps[i]), line.label) for i in drawn]
     ends.sort()
+    right = max((step for _, step, _ in ends), default=0)
     for (value, step, name), place in zip(ends, _apart([e[0] for e in ends], gap), strict=True):
         colour = COLOURS[labels.index(name) % len(COLOURS)]
+        # Dots across the panel, so that the way to a name is not read as a line that goes on.
+        style = "-" if step > SHORT * right else (0, (1, 6))
         axes.annotate(
             name,
             (step, value),
@@ -399,7 +403,10 @@ def _names(axes: "Axes", group: Sequence[Line], labels: Sequence[str], height: f
             verticalalignment="center",
             color=colour,
             fontsize=8,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0},
+            arrowprops={
+                **{"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0},
+                "linestyle": style,
+            },
         )
 
 
