@@ -45,8 +45,8 @@ COMPARED: Mapping[str, Mapping[str, Any]] = {  # agent -> settings beside those 
     "consistency_bc": {},
 }
 # Implicit BC as its authors have it on Adroit, but for what an update costs: half of the width and
-# depth, a fifth of the walk and half of the others' batch. EBT learned from noised chunks, which
-# does best in scripts/energy.py.
+# depth, a fifth of the walk and half of the others' batch. EBT learned from noised chunks, the one
+# of the two that reaches the target in scripts/energy.py.
 LANGEVIN: Mapping[str, Any] = {
     **{"history": 1, "horizon": 1, "execute": 1, "width": 256, "depth": 4, "lr": 5e-4},
     **{"method": "langevin", "negatives": 8, "candidates": 64, "rounds": 20, "penalty": 1.0},
