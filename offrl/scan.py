@@ -128,7 +128,7 @@ class _Selective(torch.autograd.Function):
         y, last = torch.empty_like(x), torch.empty_like(state)
         for rows in _parts(x, rates.shape[1]):
             h = _states(x[rows], delta[rows], rates, b[rows], state[rows])[1]
-            y[rows] = (h @ c[rows, :, :, None])[..., 0]
+            y[rows] = (h * c[rows, :, None]).sum(-1)
             last[rows] = h[:, -1]
         return y, last
 
@@ -148,7 +148,7 @@ class _Selective(torch.autograd.Function):
             _backwards(torch.cat([decay[:, 1:], torch.zeros_like(decay[:, :1])], 1), g)
 
             d_state[rows] = decay[:, 0] * g[:, 0]
-            moved = (g @ b[rows, :, :, None])[..., 0]  # of the inflow's factor delta x
+            moved = (g * b[rows, :, None]).sum(-1)  # of the inflow's factor delta x
             d_b[rows] = ((delta[rows] * x[rows])[:, :, None] @ g)[:, :, 0]
             d_x[rows] = moved * delta[rows]
             # Of the decay's exponent; the state before the first step is the one given.
@@ -156,7 +156,8 @@ class _Selective(torch.autograd.Function):
             g[:, 0] *= state[rows]
             g *= decay
             d_delta[rows] = moved * x[rows] + (g * rates).sum(-1)
-            d_rates += torch.einsum("btin,bti->in", g, delta[rows])
+            # Not an einsum: a processor would copy one matrix for each row and step of it.
+            d_rates += g.mul_(delta[rows][..., None]).sum((0, 1))
         return tuple(found)
 
 
