@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,10 +31,10 @@ from offrl.files import sole_use, write_json
 from offrl.metrics import Meter, RunLog, cut_back
 from offrl.optim import move_rates, products_in
 from offrl.policy import Policy
+from offrl.progress import Progress, damaged_entry
 from offrl.signals import Signals
 
 EVALUATION_SEED = 1_000_000  # other starts than those of `offrl evaluate`, which judges the result
-LAST_EVALUATIONS = 10  # over which the reported running mean is taken
 VALIDATION_CHUNK = 4_096  # transitions measured at once
 
 
@@ -73,32 +73,6 @@ class TrainConfig:
     @property
     def learner_seeds(self) -> tuple[int, ...]:
         return tuple(range(self.seed, self.seed + self.seeds))
-
-
-@dataclass
-class Progress:
-    """What one learner has reached; part of its checkpoint."""
-
-    evaluations: list[tuple[int, float]]  # step and mean return of each
-    best: tuple[int, float] | None = None  # step and value of the best, by the chosen metric
-
-
-def _numbers(value: Any, count: int) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == count
-        and all(isinstance(v, (int, float)) for v in value)
-    )
-
-
-STATE: Mapping[str, Callable[[Any], bool]] = {  # beside a learner's tensors, and how each looks
-    "data": lambda v: isinstance(v, str),
-    "prepared": lambda v: isinstance(v, dict),
-    "tables": lambda v: isinstance(v, dict) and all(type(n) is int for n in v.values()),
-    "meter": lambda v: isinstance(v, dict) and all(_numbers(mean, 2) for mean in v.values()),
-    "evaluations": lambda v: isinstance(v, list) and all(_numbers(pair, 2) for pair in v),
-    "best": lambda v: v is None or _numbers(v, 2),
-}
 
 
 class Interrupted(RunError):
@@ -281,18 +255,13 @@ class Trainer:
             log.scalars(self.step, values)
             for callback in self.callbacks:
                 callback.on_evaluation(self.step, self.folders[k], values, result)
-            if self.best_by in values and self._improves(progress, values[self.best_by]):
-                progress.best = (self.step, values[self.best_by])
+            best = values.get(self.best_by)
+            if best is not None and progress.improved_by(self.best_by, best):
+                progress.best = (self.step, best)
                 policy.save(self.folders[k] / "policy-best", overwrite=True)
         latest = [p.evaluations[-1][1] for p in self.progress if p.evaluations]
         if latest:
             bar.set_postfix_str(self._describe(sum(latest) / len(latest)))
-
-    def _improves(self, progress: Progress, value: float) -> bool:
-        if progress.best is None:
-            return True
-        better_is_larger = self.best_by.startswith("eval/")
-        return value > progress.best[1] if better_is_larger else value < progress.best[1]
 
     def _evaluation_values(self, result: Evaluation) -> dict[str, float]:
         values = {"eval/return": result.mean, "eval/length": float(result.lengths.mean())}
@@ -377,12 +346,14 @@ class Trainer:
         step = checkpoints.latest_common_step(folders)
         states = checkpoints.load(folders, step, checkpoints.agent_entries(self.agent))
         for k, state in enumerate(states):
-            wrong = [n for n, right in STATE.items() if n not in state or not right(state[n])]
-            if wrong or state["meter"].keys() != states[0]["meter"].keys():
+            wrong = damaged_entry(state)
+            if wrong is None and state["meter"].keys() != states[0]["meter"].keys():
+                wrong = "meter"
+            if wrong is not None:
                 raise RunError(
                     f"the checkpoint of step {step:,} in {folders[k]} is damaged: its entry "
-                    f"{(wrong or ['meter'])[0]!r} is not what a run writes; remove its folder to "
-                    "go back to the one before"
+                    f"{wrong!r} is not what a run writes; remove its folder to go back to the one "
+                    "before"
                 )
             found = {"data": state["data"], **state["prepared"]}
             expected = {"data": self.fingerprint, **self.agent.fingerprints()}
@@ -395,11 +366,7 @@ class Trainer:
                     "Restore what the run began with, or start a new one"
                 )
             cut_back(self.folders[k], state["tables"])
-            best = state["best"]
-            self.progress[k] = Progress(
-                [(int(s), float(r)) for s, r in state["evaluations"]],
-                None if best is None else (int(best[0]), float(best[1])),
-            )
+            self.progress[k] = Progress.stored(state)
         checkpoints.drop_after(folders, step)
         like = next(self.agent.parameters())
         for name, (_, count) in states[0]["meter"].items():
@@ -421,22 +388,8 @@ class Trainer:
                 ) from None
 
     def summary(self, learner: int) -> dict[str, Any]:
-        """Last, best, and mean of the last ten evaluations, under these names."""
-        progress = self.progress[learner]
-        summary: dict[str, Any] = {"step": self.step, "best_by": self.best_by}
-        if progress.best is not None:
-            summary["best"] = {"step": progress.best[0], self.best_by: progress.best[1]}
-        if progress.evaluations:
-            returns = [r for _, r in progress.evaluations[-LAST_EVALUATIONS:]]
-            summary["last"] = {"eval/return": returns[-1]}
-            name = f"mean of last {len(returns)}"
-            summary[name] = {"eval/return": sum(returns) / len(returns)}
-        if self.reference is not None:
-            summary["reference"] = asdict(self.reference)
-            for part in summary.values():
-                if isinstance(part, dict) and "eval/return" in part:
-                    part["eval/score"] = float(self.reference.score(part["eval/return"]))
-        return summary
+        """What a learner has reached, as `Progress.summary`."""
+        return self.progress[learner].summary(self.step, self.best_by, self.reference)
 
 
 def _mapped_like(view: Replay, train: Replay) -> Replay:

@@ -24,12 +24,13 @@ from cells import FINAL_SEED, RESULTS, add_training_arguments, run_cell, trainin
 from generative import demonstrations, folder_name, interval, percent
 
 import offrl
+from offrl.curves import learners
 from offrl.envs.scripted import demonstrator
 from offrl.evaluation import evaluate
 from offrl.files import read_json, write_json
 from offrl.planners import planner_from_spec
 from offrl.plans import plan
-from offrl.plotting import COLOURS, PAPER, learners
+from offrl.plotting import COLOURS, PAPER
 from offrl.policy import Policy, load_policy
 
 EPISODES = 100  # starts of the final evaluation

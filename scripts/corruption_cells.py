@@ -14,10 +14,10 @@ import numpy as np
 from cells import SETTINGS, in_use
 
 from offrl.agents import AGENTS
+from offrl.curves import learners
 from offrl.datasets.corruption import ELEMENTS
 from offrl.files import read_json
 from offrl.plans import configure
-from offrl.plotting import learners
 from offrl.statistics import Interval, t_interval
 from offrl.training import TrainConfig
 

@@ -23,10 +23,10 @@ from generative import demonstrations, interval, percent
 from results_page import changed_settings
 
 import offrl
+from offrl.curves import learners
 from offrl.datasets.loading import load_dataset
 from offrl.files import read_json
 from offrl.plans import plan
-from offrl.plotting import learners
 from offrl.statistics import t_interval
 
 PAGE = RESULTS / "demonstrated"

@@ -31,13 +31,13 @@ from cells import (
 )
 
 import offrl
+from offrl.curves import learners
 from offrl.datasets.offline import OfflineDataset
 from offrl.divergences import gaussian_kl
 from offrl.evaluation import evaluate
 from offrl.experiment import resume_run, start_run
 from offrl.files import read_json, write_json
 from offrl.plans import plan
-from offrl.plotting import learners
 from offrl.policy import load_policy
 from offrl.statistics import t_interval
 from offrl.teachers import answers, print_of, teacher_of

@@ -25,6 +25,7 @@ from generative import demonstrations, folder_name, interval, percent, resampled
 from strangeness import KINDS, SCORES, detection, judged, states
 
 import offrl
+from offrl.curves import learners
 from offrl.datasets.collection import Request, collect
 from offrl.datasets.loading import load_dataset
 from offrl.datasets.offline import OfflineDataset
@@ -32,7 +33,7 @@ from offrl.evaluation import evaluate
 from offrl.files import read_json
 from offrl.planners import planner_from_spec
 from offrl.plans import plan
-from offrl.plotting import COLOURS, PAPER, learners
+from offrl.plotting import COLOURS, PAPER
 from offrl.policy import Policy, load_policy
 
 ENVS = ("offrl/MultiReach-v0",)

@@ -22,11 +22,12 @@ from results_page import read_cell
 
 import offrl
 from offrl.agents import ODICEILConfig
+from offrl.curves import learners
 from offrl.datasets.offline import OfflineDataset
 from offrl.errors import DataError
 from offrl.files import read_json, write_json
 from offrl.plans import Plan, plan
-from offrl.plotting import learners, plot
+from offrl.plotting import plot
 
 PAGE = RESULTS / "imitation"
 FACTS = "imitation.json"  # beside the cells of a dataset: scores of what they learn from

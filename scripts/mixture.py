@@ -33,6 +33,7 @@ from results_page import Cell, read_cell, section
 
 import offrl
 from offrl.agents import AGENTS
+from offrl.curves import learners
 from offrl.datasets.collection import Request, collect
 from offrl.datasets.loading import load_dataset
 from offrl.datasets.offline import OfflineDataset
@@ -40,7 +41,7 @@ from offrl.datasets.rows import I64
 from offrl.errors import ConfigError, DataError
 from offrl.files import read_json, write_json
 from offrl.plans import plan
-from offrl.plotting import learners, plot
+from offrl.plotting import plot
 from offrl.statistics import crossed_interval
 
 DATASETS = ("hopper-medium-replay", "walker2d-medium-replay")

@@ -34,11 +34,11 @@ from results_page import ACTIONS, draw
 
 import offrl
 from offrl.agents import AGENTS
+from offrl.curves import learners
 from offrl.datasets.loading import load_dataset
 from offrl.files import read_json, write_json
 from offrl.networks import Learners
 from offrl.plans import plan
-from offrl.plotting import learners
 
 COMPARED = tuple(
     name

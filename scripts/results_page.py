@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from offrl.agents import AGENTS
+from offrl.curves import learners
 from offrl.files import read_json, write_json
-from offrl.plotting import learners, plot
+from offrl.plotting import plot
 from offrl.statistics import t_interval
 
 ACTIONS = "actions.json"  # dataset -> agent -> time of a control step
@@ -126,7 +127,9 @@ def section(
             f"| {cell.best:.1f} | {cell.seeds} | {train['steps']:,} | {train['batch_size']} "
             f"| {cell.rate:.0f} |" + (f" {_milliseconds(actions, cell.agent)} |" if actions else "")
         )
-    changed = [f"`{c.agent}` with {text}" for c in cells if (text := _changed(c))]
+    changed = [
+        f"`{c.agent}` with {text}" for c in cells if (text := changed_settings(c.agent, c.config))
+    ]
     if changed:
         lines += ["", f"Not by the recipe: {'; '.join(changed)}."]
     discussion = folder / "discussion.md"
@@ -150,10 +153,6 @@ def _shared(cells: list[Cell]) -> str:
         return f"Computed with {next(iter(ways))}."
     parts = [f"{way} ({', '.join(agents)})" for way, agents in ways.items()]
     return f"Computed with {'; with '.join(parts)}."
-
-
-def _changed(cell: Cell) -> str:
-    return changed_settings(cell.agent, cell.config)
 
 
 def changed_settings(agent: str, config: Mapping[str, Any], but: Collection[str] = ()) -> str:
@@ -200,7 +199,7 @@ def package_cells(tables: Mapping[str, list[Cell]]) -> dict[str, Any]:
                 "seeds": cell.seeds,
                 "updates": cell.config["train"]["steps"],
                 "updates_per_second": round(cell.rate, 1),
-                "changed": _changed(cell),
+                "changed": changed_settings(cell.agent, cell.config),
                 **cell.made,
             }
             for cell in cells

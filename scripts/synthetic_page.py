@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from results_page import Cell, read_cell
 
+from offrl.curves import learners, read_curve
 from offrl.files import read_json
-from offrl.plotting import COLOURS, PAPER, SCORE, learners, read_curve
+from offrl.plotting import COLOURS, PAPER, SCORE
 from offrl.plotting import draw as draw_curves
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ import pytest
 from matplotlib.text import Text
 
 from offrl import plotting_cli
+from offrl.curves import learners, lines, read_curve
 from offrl.errors import ConfigError, OffrlError, RunError
-from offrl.plotting import draw, learners, lines, plot, read_curve
+from offrl.plotting import draw, plot
 
 REFERENCE = {"min": 100.0, "max": 300.0, "source": "a table"}
 
