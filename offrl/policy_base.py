@@ -168,10 +168,10 @@ class BasePolicy(ABC):
             wanted = f"(n, {self.obs_dim})" if many else f"({self.obs_dim},)"
             either = f" or (n, {self.obs_dim})" if batched is None and not many else ""
             raise DataError(f"the observation has shape {raw.shape}; expected {wanted}{either}")
-        self._refuse_non_finite(raw)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             x = (raw - self.obs_mean) / self.obs_std
         if not np.isfinite(x).all():
+            self._refuse_non_finite(raw)
             index = _first(~np.isfinite(x))
             raise DataError(
                 f"{self._place(index)} is {raw[index]:g}, which is too large: normalised with the "
