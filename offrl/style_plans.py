@@ -58,12 +58,10 @@ def chunk_decoder(agent: Agent, latent: int = 0) -> ChunkDecoder:
         act_dim=agent.act_dim,
         history=cfg.history,
         horizon=cfg.horizon,
-        width=cfg.width,
-        heads=cfg.heads,
         encoder_layers=cfg.depth,
         decoder_layers=cfg.decoder_layers,
-        inner=cfg.inner,
         latent=latent,
+        **_sizes(agent),
     )
 
 
@@ -73,11 +71,9 @@ def style_encoder(agent: Agent) -> StyleEncoder:
     style = StyleEncoder(
         obs_dim=agent.obs_dim,
         act_dim=agent.act_dim,
-        width=cfg.width,
-        heads=cfg.heads,
         layers=cfg.depth,
-        inner=cfg.inner,
         latent=cfg.latent,
+        **_sizes(agent),
     )
     redraw(style, agent.learners)
     return style
@@ -89,13 +85,16 @@ def latent_predictor(agent: Agent) -> LatentPredictor:
     predictor = LatentPredictor(
         history=cfg.history,
         ahead=cfg.ahead,
-        width=cfg.width,
-        heads=cfg.heads,
         layers=cfg.decoder_layers,
-        inner=cfg.inner,
+        **_sizes(agent),
     )
     redraw(predictor, agent.learners)
     return predictor
+
+
+def _sizes(agent: Agent) -> dict[str, int]:
+    """Those that all transformers of an agent share."""
+    return {name: getattr(agent.config, name) for name in ("width", "heads", "inner")}
 
 
 def decoder_policy(
