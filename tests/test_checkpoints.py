@@ -2,7 +2,6 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -11,6 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from children import ended, forked
 from problems import build, walk
 from test_resume import results
 from torch import Tensor
@@ -167,11 +167,9 @@ def test_a_first_checkpoint_of_some_learners_is_made_anew(
     end: Callable[[Path], None], tmp_path: Path
 ) -> None:
     out, straight = tmp_path / "run", tmp_path / "straight"
-    child = multiprocessing.get_context("fork").Process(target=end, args=(out,))
-    child.start()
-    child.join(100)
+    status = ended(forked(end, out))
     found = [checkpoints.steps_in(out / f"seed-{s}" / "checkpoints") for s in (0, 1)]
-    assert child.exitcode and found == [[6], []]
+    assert status and found == [[6], []]
     begin_stacked(straight)
     resume_run(out, dataset=walk())
     assert results(out) == results(straight)

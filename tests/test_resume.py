@@ -1,7 +1,6 @@
 """A run that is killed and resumed ends with the bytes of one that never stopped."""
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from children import Child, ended, forked
 from problems import Drift, narrow, walk
 
 from offrl import checkpoints
@@ -53,21 +53,13 @@ def killed_in_checkpoint(name: str, out: Path, seeds: int) -> None:
     resume(name, out, seeds)
 
 
-def in_child(run: Callable[[str, Path, int], None], *args: Any) -> multiprocessing.Process:
-    child = multiprocessing.get_context("fork").Process(target=_quietly, args=(run, *args))
-    child.start()
-    return child  # type: ignore[return-value]
+def in_child(run: Callable[[str, Path, int], None], *args: Any) -> Child:
+    return forked(_quietly, run, *args)
 
 
 def _quietly(run: Callable[..., None], *args: Any) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     run(*args)
-
-
-def wait(child: multiprocessing.Process) -> int:
-    child.join(120)
-    assert child.exitcode is not None
-    return child.exitcode
 
 
 def results(out: Path) -> dict[str, bytes]:
@@ -84,7 +76,7 @@ def results(out: Path) -> dict[str, bytes]:
 def check(name: str, seeds: int, kills: int, kills_in_checkpoint: int, tmp_path: Path) -> None:
     straight, out = tmp_path / "straight", tmp_path / "killed"
     began = time.perf_counter()
-    assert wait(in_child(begin, name, straight, seeds)) == 0
+    assert ended(in_child(begin, name, straight, seeds)) == 0
     length = time.perf_counter() - began
     expected = results(straight)
     assert len(expected) >= 5 * seeds
@@ -95,15 +87,15 @@ def check(name: str, seeds: int, kills: int, kills_in_checkpoint: int, tmp_path:
     for _ in range(kills):
         time.sleep(length * rng.uniform(0.3, 0.9) / (1 + kills / 4))
         child.kill()
-        deaths += wait(child) == -signal.SIGKILL
+        deaths += ended(child) == -signal.SIGKILL
         started = (out / "config.json").exists()
         child = in_child(resume if started else begin, name, out, seeds)
-    wait(child)
+    ended(child)
     for _ in range(kills_in_checkpoint):
         for folder in out.rglob(f"step-{STEPS:09d}"):
             _remove(folder)  # so that the end has to be reached, and saved, again
-        deaths += wait(in_child(killed_in_checkpoint, name, out, seeds)) == -signal.SIGKILL
-    assert wait(in_child(resume, name, out, seeds)) == 0
+        deaths += ended(in_child(killed_in_checkpoint, name, out, seeds)) == -signal.SIGKILL
+    assert ended(in_child(resume, name, out, seeds)) == 0
     assert deaths >= max(1, kills // 2) + kills_in_checkpoint - 1
     assert results(out) == expected
     assert not list(out.rglob("*.partial"))

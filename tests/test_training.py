@@ -1,6 +1,5 @@
 """Runs: what they write, what is best, and how they fail."""
 
-import multiprocessing
 import os
 import resource
 import signal
@@ -12,6 +11,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from children import ended, forked
 from dataset_files import d4rl_arrays, write_d4rl
 from problems import ACT, Drift, walk
 
@@ -379,11 +379,7 @@ def with_files_of_at_most(size: int, run: Callable[[], object], said: Path) -> i
         finally:
             os._exit(status)
 
-    process = multiprocessing.get_context("fork").Process(target=_redirected, args=(child, said))
-    process.start()
-    process.join(100)
-    assert process.exitcode is not None
-    return process.exitcode
+    return ended(forked(_redirected, child, said))
 
 
 def _redirected(child: Callable[[], None], said: Path) -> None:
