@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from results_page import Cell, read_cell
+from results_page import read_cell
 
 from offrl.curves import learners, read_curve
 from offrl.files import read_json
@@ -99,15 +99,18 @@ def made_by(facts: Mapping[str, Any]) -> list[str]:
 
 def scores(cells: Mapping[tuple[str, str], Path]) -> list[str]:
     """The table of what agents earn."""
+    found = {key: read_cell(path) for key, path in cells.items()}
+    lasting = any(cell.last is not None for cell in found.values())  # ten evaluations or more
     lines = [
-        "| agent | data | final score | 95 % interval | mean of last 10 | best | seeds | updates |",
-        "|---|---|--:|--:|--:|--:|--:|--:|",
+        f"| agent | data | final score | 95 % interval |{' mean of last 10 |' * lasting} best | "
+        "seeds | updates |",
+        f"|---|---|--:|--:|{'--:|' * lasting}--:|--:|--:|",
     ]
-    for (agent, kind), path in cells.items():
-        cell: Cell = read_cell(path)
+    for (agent, kind), cell in found.items():
         interval = "" if cell.interval is None else "{:.1f} to {:.1f}".format(*cell.interval)
+        mean_of_last = f" {cell.mean_of_last} |" if lasting else ""
         lines.append(
-            f"| `{agent}` | {kind} | {cell.score:.1f} | {interval} | {cell.mean_of_last} | "
+            f"| `{agent}` | {kind} | {cell.score:.1f} | {interval} |{mean_of_last} "
             f"{cell.best:.1f} | {cell.seeds} | {cell.config['train']['steps']:,} |"
         )
     return lines
@@ -163,11 +166,13 @@ def number(value: float | None) -> str:
 
 def draw_scores(cells: Mapping[tuple[str, str], Path], out: Path) -> None:
     """Learning curves, a panel for each agent and a line for each kind of data."""
-    curves = [
-        replace(read_curve(run, SCORE), dataset=agent, agent=kind, settings={}, origin={})
-        for (agent, kind), path in cells.items()
-        for run in learners(path)
-    ]
+    curves = []
+    for (agent, kind), path in cells.items():
+        for curve in (read_curve(run, SCORE) for run in learners(path)):
+            # The return of a synthetic piece of some rows is not that of an episode.
+            behaviour = curve.behaviour if kind == "logged" else None
+            shown = {"dataset": agent, "agent": kind, "behaviour": behaviour}
+            curves.append(replace(curve, **shown, settings={}, origin={}))
     draw_curves(curves, SCORE).savefig(out, dpi=150)
 
 

@@ -166,6 +166,9 @@ def test_all_is_made_measured_kept_and_drawn(
     assert logged["along"]["data"]["since"][0] < 1e-4 and len(logged["along"]["model"]["step"]) == 7
     text = (page / "README.md").read_text()
     assert text.count("| `iql` |") == 4
+    assert "mean of last" not in text  # of fewer than ten evaluations
+    head = text[text.index("| agent | data |") :].split("\n")
+    assert {line.count("|") for line in head[:6]} == {8}
     for name in ("scores", "errors"):
         picture = page / f"hopper-medium-replay-{name}.png"
         assert picture.read_bytes().startswith(b"\x89PNG")
