@@ -2,15 +2,17 @@
 
 What it looks at are the last steps of the episode, at most `context` of them, each with the return
 that was then still to come. A step is added to the network's memory, keys and values or a
-recurrent state, and never computed again. When the context is full, the network forgets, looks at
-the newest `keep` steps and the present one anew, and goes on from there:
+recurrent state, and never computed again. When the context is full, the network goes on from a
+memory that began later, with `keep` steps in it:
 
     steps seen:  1, 2, .., context, keep + 1, keep + 2, .., context, keep + 1, ..
 
-So every action is exactly that of the network on a sequence which begins `steps seen` - 1 steps
-ago, as sequences did in training, and its cost does not grow with the context: one step each time,
-and keep + 1 of them once in context - keep. With keep = context - 1 the window slides by one step,
-as the authors of Decision Transformer evaluate, and every step computes the whole window.
+So that this memory is there, one begins every context - keep steps, and each step is added to all
+that have begun: two of them where keep is half of the context. Every action is then exactly that
+of the network on a sequence which begins `steps seen` - 1 steps ago, as sequences did in training,
+and all control steps cost the same, however long the context is: one step for each memory, side by
+side. With keep = context - 1 the window slides by one step, as the authors of Decision Transformer
+evaluate, and there are as many memories as steps in the context.
 
 Dropping the oldest step from a cache instead would not be the same as looking at the newest ones:
 what the others know, in every layer but the first, was formed with that step in sight.
@@ -40,13 +42,23 @@ class Conditioning:
     """What such a policy looks at and asks for; part of its saved file."""
 
     context: int  # K, steps that the network was trained on
-    keep: int  # newest ones that are looked at again when the context is full
+    keep: int  # newest ones that are still looked at when the context is full
     target_return: float  # of an episode, unless another is asked for; the environment's units
     return_scale: float = 1.0  # by which returns are divided for the network
 
     def __post_init__(self) -> None:
         check_intervals(self, context="[1, inf)", return_scale="(0, inf)")
         check_intervals(self, keep=f"[0, {self.context - 1}]", target_return="(-inf, inf)")
+
+    @property
+    def stride(self) -> int:
+        """Steps from the beginning of one memory to that of the next."""
+        return self.context - self.keep
+
+    @property
+    def memories(self) -> int:
+        """Those that a context overlaps, its own among them."""
+        return -(-self.context // self.stride)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -62,19 +74,17 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class SequenceState(Slots):
-    """What n episodes side by side remember, one entry per slot, the newest step last.
+    """What n episodes side by side remember, one entry per slot.
 
-    Observations are normalised, actions in [-1, 1], `asked` scaled.
+    A slot's memories lie one after another, that which acts first and each next one begun `stride`
+    steps later: of memory j, `held` - j stride steps are known.
     """
 
     target: F64  # (n,) return that each episode is to have
     to_go: F64  # (n,) what is left of it, in the environment's units
-    held: I64  # (n,) steps in the network's memory
-    memory: Memory
-    obs: F32  # (n, keep + 1, obs)
-    asked: F32  # (n, keep + 1)
-    past: F32  # (n, keep + 1, act) the action before each of these steps
-    action: F32  # (n, act) the last one
+    held: I64  # (n,) steps in the memory that acts
+    memory: Memory  # of n memories rows
+    action: F32  # (n, act) the last one, in [-1, 1]
 
 
 @runtime_checkable
@@ -96,8 +106,8 @@ class SequencePolicy(Policy):
 
     `start` says which return to aim at, for all episodes or for each; the policy's own target
     unless told. `act` needs the reward of the previous step, which is then no longer to come. The
-    network always sees all slots, also in a step in which not all look anew, so that what it
-    answers for one does not depend on how far the others are. Raises ConfigError for discrete
+    network always sees all memories of all slots, those too that have yet to begin, so that what it
+    answers for one slot does not depend on how far the others are. Raises ConfigError for discrete
     actions.
     """
 
@@ -134,17 +144,14 @@ class SequencePolicy(Policy):
         if goal is not None:
             raise ConfigError("this policy is conditioned on a return: it takes no goal")
         target = self._targets(target_return, n)
-        seen = self.conditioning.keep + 1
+        rows = n * self.conditioning.memories
         return SequenceState(
             episode=np.arange(n, dtype=np.int64),
             step=np.zeros(n, np.int64),
             target=target,
             to_go=target.copy(),
             held=np.zeros(n, np.int64),
-            memory=self.actor.empty(n, self.conditioning.context),
-            obs=np.zeros((n, seen, self.obs_dim), np.float32),
-            asked=np.zeros((n, seen), np.float32),
-            past=np.zeros((n, seen, self.act_dim), np.float32),
+            memory=self.actor.empty(rows, self.conditioning.context),
             action=np.zeros((n, self.act_dim), np.float32),
         )
 
@@ -164,7 +171,7 @@ class SequencePolicy(Policy):
         target, to_go, held = fresh.target.copy(), fresh.to_go.copy(), fresh.held.copy()
         if target_return is not None:
             target[chosen] = self._targets(target_return, len(chosen))
-        # A slot that holds nothing never looks at what stands in its memory or its history.
+        # A slot that holds nothing never looks at what stands in its memories.
         to_go[chosen], held[chosen] = target[chosen], 0
         return replace(fresh, target=target, to_go=to_go, held=held)
 
@@ -204,43 +211,30 @@ class SequencePolicy(Policy):
     def _after(self, x: F32, state: SequenceState) -> SequenceState:
         """The state after one more step: its action, and what is remembered of it."""
         c, like = self.conditioning, next(self.actor.parameters())
-        asked = (state.to_go / c.return_scale).astype(np.float32)
-        history = replace(
-            state,
-            obs=np.concatenate([state.obs[:, 1:], x[:, None]], 1),
-            asked=np.concatenate([state.asked[:, 1:], asked[:, None]], 1),
-            past=np.concatenate([state.past[:, 1:], state.action[:, None]], 1),
-        )
         full = state.held == c.context
-        held = np.where(full, 0, state.held)
-        action, memory = self._advance(history, 1, state.memory, held, like)
-        if full.any() and c.keep:
-            anew, again = self._advance(history, c.keep + 1, state.memory, 0 * held, like)
-            chosen = torch.from_numpy(full).to(like.device)
-            action = _where(chosen, anew, action)
-            memory = tuple(_where(chosen, a, b) for a, b in zip(again, memory, strict=True))
+        held = np.where(full, c.keep, state.held)
+        memory = state.memory
+        if full.any():
+            moved = torch.from_numpy(full).to(like.device)
+            memory = tuple(_next_first(moved, part, c.memories) for part in memory)
+        known = np.maximum(held[:, None] - c.stride * np.arange(c.memories), 0)
+        asked = (state.to_go / c.return_scale).astype(np.float32)
+        past, to_go, obs, time = (
+            torch.from_numpy(np.repeat(part, c.memories, 0)[:, None]).to(like.device)
+            for part in (state.action, asked, x, state.step)
+        )
+        steps = Steps(past.to(like), to_go.to(like), obs.to(like), time)
+        # A memory that has yet to begin takes the step too, and counts as empty in the next one.
+        action, memory = self.actor.advance(
+            steps, memory, torch.from_numpy(known.reshape(-1)).to(like.device)
+        )
         return replace(
-            history,
+            state,
             step=state.step + 1,
-            held=np.where(full, c.keep + 1, state.held + 1),
+            held=held + 1,
             memory=memory,
-            action=action.to("cpu", torch.float32).numpy(),
+            action=action[:: c.memories].to("cpu", torch.float32).numpy(),
         )
-
-    def _advance(
-        self, history: SequenceState, count: int, memory: Memory, held: I64, like: Tensor
-    ) -> tuple[Tensor, Memory]:
-        """The network on the newest `count` steps."""
-        time = history.step[:, None] - np.arange(count)[::-1]
-        past, asked, obs = (
-            torch.from_numpy(part[:, -count:]).to(like)
-            for part in (history.past, history.asked, history.obs)
-        )
-        steps = Steps(past, asked, obs, torch.from_numpy(np.maximum(time, 0)).to(like.device))
-        found: tuple[Tensor, Memory] = self.actor.advance(
-            steps, memory, torch.from_numpy(held).to(like.device)
-        )
-        return found
 
     def _targets(self, target_return: float | ArrayLike | None, n: int) -> F64:
         if target_return is None:
@@ -258,8 +252,11 @@ class SequencePolicy(Policy):
         return replace(super()._file(), conditioning=self.conditioning.to_json())
 
 
-def _where(chosen: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    return torch.where(chosen.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+def _next_first(moved: Tensor, part: Tensor, memories: int) -> Tensor:
+    """Memories of which the second acts, the third is second, ..., in the slots that `moved`."""
+    each = part.reshape(len(moved), memories, *part.shape[1:])
+    chosen = moved.reshape(-1, *[1] * part.ndim)
+    return torch.where(chosen, each.roll(-1, 1), each).flatten(0, 1)
 
 
 def sequence_policy(saved: PolicyFile, actor: nn.Module, seed: int = 0) -> SequencePolicy:

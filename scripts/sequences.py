@@ -129,7 +129,6 @@ def control_steps(spec: Spec) -> dict[str, Any]:
     rows = []
     for agent in CONDITIONED:
         for context in CONTEXTS:
-            # What a policy keeps when its context is full is half of it.
             rows.append(control_step(spec, agent, {"context": context}, f"context {context}"))
     for ensemble, what in ((0.01, "a plan at each step"), (-1.0, "a plan in 100 steps")):
         rows.append(control_step(spec, "act", {"ensemble": ensemble}, what))
@@ -216,9 +215,10 @@ def control_lines(stored: Mapping[str, Any]) -> list[str]:
         "## A control step",
         "",
         "Processor time of one control step for one observation on one thread, after the context "
-        f"is full, over {SETTLED} steps. A policy whose context is full looks anew at half of it, "
-        "and ACT makes a new plan: the longest step, which the 99th percentile leaves out where it "
-        "comes once in 100 steps or less often. Networks have their recipes' sizes. Measured on "
+        f"is full, over {SETTLED} steps. A memory that begins half a context later is filled "
+        "beside the one that acts, and takes its place when it is full, so that no step is longer "
+        "for it. ACT makes a new plan in its longest step, which the 99th percentile leaves out "
+        "where it comes once in 100 steps. Networks have their recipes' sizes. Measured on "
         f"{stored['machine']}, at a load of {stored['load']:.1f}.",
         "",
         "| agent | | parameters | median, ms | p99 | longest | mean |",

@@ -92,34 +92,40 @@ def test_returns_to_go_times_and_past_actions() -> None:
     obs[:, 0, 0] = np.arange(6)
     reward = np.full((6, 1), 5.0, np.float32)
     actions = play(policy, obs, reward)
-    first = [(steps, held) for steps, held in actor.seen if steps.obs.shape[1] == 1]
-    assert [float(steps.to_go[0, -1]) for steps, _ in first] == [3.0, 2.5, 2.0, 1.5, 1.0, 0.5]
-    assert [int(steps.time[0, -1]) for steps, _ in first] == [0, 1, 2, 3, 4, 5]
+    seen = [steps for steps, _ in actor.seen]
     x = [(t - 1.0) / 2.0 + 4.0 - 0.5 for t in range(6)]
-    np.testing.assert_allclose(
-        [float(steps.past_action[0, -1, 0]) for steps, _ in first],
-        [0.0, *(v / 100 for v in x[:-1])],
-        atol=1e-6,
-    )
+    for row in (0, 1):  # of the memory that acts, and of the next
+        assert [float(steps.to_go[row, 0]) for steps in seen] == [3.0, 2.5, 2.0, 1.5, 1.0, 0.5]
+        assert [int(steps.time[row, 0]) for steps in seen] == [0, 1, 2, 3, 4, 5]
+        np.testing.assert_allclose(
+            [float(steps.past_action[row, 0, 0]) for steps in seen],
+            [0.0, *(v / 100 for v in x[:-1])],
+            atol=1e-6,
+        )
     # In the environment's units: -2 to 2, and 0 to 1.
     np.testing.assert_allclose(actions[:, 0, 0], 2.0 * np.array(x) / 100, atol=1e-6)
     np.testing.assert_allclose(actions[:, 0, 1], 0.5 + 0.5 * np.array(x) / 100, atol=1e-6)
 
 
-def test_a_full_context_is_begun_anew_with_the_steps_that_it_keeps() -> None:
+@pytest.mark.parametrize(
+    ("keep", "known"),
+    [
+        (0, [[0], [1], [2], [3], [0], [1], [2], [3], [0]]),
+        (1, [[0, 0], [1, 0], [2, 0], [3, 0], [1, 0], [2, 0], [3, 0], [1, 0], [2, 0]]),
+        (2, [[0, 0], [1, 0], [2, 0], [3, 1], [2, 0], [3, 1], [2, 0], [3, 1], [2, 0]]),
+        (3, [[0, 0, 0, 0], [1, 0, 0, 0], [2, 1, 0, 0], *[[3, 2, 1, 0]] * 6]),
+    ],
+)
+def test_a_full_context_goes_on_with_a_memory_that_began_later(
+    keep: int, known: list[list[int]]
+) -> None:
     actor = Recorder()
-    obs = np.zeros((9, 1, OBS), np.float32)
-    obs[:, 0, 0] = 2.0 * np.arange(9) + 1.0  # normalised: 0, 1, 2, ..
-    play(policy_of(actor, context=4, keep=2), obs, np.zeros((9, 1), np.float32))
-    seen = [
-        (held[0], steps.obs[0, :, 0].tolist(), steps.time[0].tolist()) for steps, held in actor.seen
-    ]
-    assert [held for held, o, _ in seen if len(o) == 1] == [0, 1, 2, 3, 0, 3, 0, 3, 0]
-    assert [s for s in seen if len(s[1]) > 1] == [
-        (0, [2.0, 3.0, 4.0], [2, 3, 4]),
-        (0, [4.0, 5.0, 6.0], [4, 5, 6]),
-        (0, [6.0, 7.0, 8.0], [6, 7, 8]),
-    ]
+    policy = policy_of(actor, context=4, keep=keep)
+    play(policy, *numbers(9))
+    assert policy.conditioning.memories == len(known[0])
+    assert [held for _, held in actor.seen] == [now * 2 for now in known]  # of two slots
+    # Every control step costs the same: one step for each memory.
+    assert {tuple(steps.obs.shape) for steps, _ in actor.seen} == {(2 * len(known[0]), 1, OBS)}
 
 
 def seen_steps(t: int, context: int, keep: int) -> int:
@@ -131,7 +137,7 @@ def seen_steps(t: int, context: int, keep: int) -> int:
 
 
 @each
-@pytest.mark.parametrize("keep", [0, 2, 3])
+@pytest.mark.parametrize("keep", [0, 1, 2, 3])
 def test_cached_is_full_at_every_step(make: Any, keep: int) -> None:
     actor: Any = make()
     policy = policy_of(actor, context=4, keep=keep)
@@ -143,7 +149,7 @@ def test_cached_is_full_at_every_step(make: Any, keep: int) -> None:
 
     def listened(*given: Any) -> Any:
         found = advance(*given)
-        answers.append(found[0])  # the last of a step is that on the steps kept, if there is one
+        answers.append(found[0][:: policy.conditioning.memories])
         return found
 
     actor.advance = listened
