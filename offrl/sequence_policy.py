@@ -10,9 +10,10 @@ memory that began later, with `keep` steps in it:
 So that this memory is there, one begins every context - keep steps, and each step is added to all
 that have begun: two of them where keep is half of the context. Every action is then exactly that
 of the network on a sequence which begins `steps seen` - 1 steps ago, as sequences did in training,
-and all control steps cost the same, however long the context is: one step for each memory, side by
-side. With keep = context - 1 the window slides by one step, as the authors of Decision Transformer
-evaluate, and there are as many memories as steps in the context.
+and all control steps cost the same: one step for each memory, side by side. Of the context only
+what attention reads and its cache grow; a recurrent state does not. With keep = context - 1 the
+window slides by one step, as the authors of Decision Transformer evaluate, and there are as many
+memories as steps in the context.
 
 Dropping the oldest step from a cache instead would not be the same as looking at the newest ones:
 what the others know, in every layer but the first, was formed with that step in sight.
