@@ -1,9 +1,11 @@
 """The command line. Each command's module is imported when the command is used, not before."""
 
+import atexit
 import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from typing import NoReturn
 
 from offrl import __version__
 from offrl.errors import OffrlError, near
@@ -73,4 +75,19 @@ def entry() -> None:
             print(f"offrl: {error}", file=sys.stderr)
         # Python flushes once more at exit, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(code)
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End this process, and the group of processes that the command began, where it did."""
+    group = sys.modules.get("torch.distributed")
+    if group is None or not group.is_available() or not group.is_initialized():
+        sys.exit(code)
+    if code == 0:  # after an error the other processes may wait elsewhere
+        group.destroy_process_group()
+    # Threads of a group outlive it under DDP. One that asks for the interpreter while that is being
+    # taken down aborts the process (pytorch#179291), so it is not taken down.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

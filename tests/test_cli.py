@@ -336,6 +336,51 @@ def test_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     assert result.stderr == "offrl: [Errno 28] No space left on device\n"
 
 
+COMMAND = """
+import atexit, os, sys
+import torch.distributed as group
+
+class Last:
+    def __del__(self):
+        os.write(1, b"taken down ")
+
+last = Last()
+
+def main(argv):
+    if argv[0] == "group":
+        group.init_process_group("gloo", store=group.HashStore(), rank=0, world_size=1)
+        destroy = group.destroy_process_group
+        group.destroy_process_group = lambda: (os.write(1, b"ended "), destroy())
+    atexit.register(lambda: print("at exit"))
+    print("done", end=" ")
+    return int(argv[1])
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "printed"),
+    [
+        ("alone 0", "done at exit taken down "),
+        ("alone 2", "done at exit taken down "),
+        ("group 0", "done ended at exit"),
+        ("group 2", "done at exit"),
+    ],
+)
+def test_a_group_of_processes_ends_before_the_interpreter(
+    words: str, printed: str, tmp_path: Path
+) -> None:
+    (tmp_path / "grouped.py").write_text(COMMAND)
+    code = "import sys; from offrl import cli; cli.COMMANDS['grouped'] = ('grouped', ''); "
+    code += f"sys.argv[1:] = {['grouped', *words.split()]}; cli.entry()"
+    root = str(Path(__file__).resolve().parent.parent)
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == int(words[-1]), result.stderr
+    assert result.stdout.split() == printed.split()
+
+
 def test_an_agent_in_the_working_directory(files: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from offrl.agents.bc import BC\n\nclass Mine(BC):\n    pass\n"
