@@ -183,8 +183,9 @@ def _comments(cls: type[Any]) -> dict[str, str]:
 def measured() -> dict[str, Any]:
     """What `scripts/results.py` wrote of the repository's results; empty where it is absent.
 
-    `cost`: agent -> times as long as an update of TD3+BC, and the datasets that it is the median
-    over. `cells`: dataset -> agent -> scores, seeds, updates, speed, date, commit, machine.
+    `cost`: agent -> times as long as an update of TD3+BC, and the dataset on which it was measured
+    by `scripts/costs.py`. `cells`: dataset -> agent -> scores, seeds, updates, speed, date, commit,
+    machine.
     Raises RunError where the file is damaged.
     """
     path = _file(MEASURED)

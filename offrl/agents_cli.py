@@ -65,7 +65,7 @@ def list_text(agents: Sequence[About], results: Mapping[str, Any], width: int) -
             ]
         )
     notes = [
-        "cost: how many times as long as an update of TD3+BC, measured; ? is not measured yet.",
+        "cost: how many times as long as an update of TD3+BC, both by recipe; ? is not measured.",
         "seeds: --seeds n trains n learners stacked in the same kernels, or looped one by one.",
         "offrl agents NAME prints equations, settings, recipes, results; --json is for programs.",
     ]
@@ -129,7 +129,7 @@ def _head(facts: Mapping[str, Any]) -> list[list[str]]:
     if cost is not None:
         told = (
             f"{cost['ratio']:.1f} times as long as an update of TD3+BC "
-            f"(median over {', '.join(cost['datasets'])})"
+            f"(both by recipe, on {cost['dataset']})"
         )
     rows.append(["cost", told])
     how = {

@@ -11,67 +11,34 @@ import argparse
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from statistics import median
+from typing import Any
 
 import torch
 from plain_loops import Plain
+from updating import WARM_UP, Updating, in_turns
 
-from offrl.agents import AGENTS
 from offrl.datasets.loading import load_dataset
 from offrl.datasets.offline import OfflineDataset
-from offrl.envs.references import families
-from offrl.feed import Feed
-from offrl.networks import Learners
-from offrl.optim import products_in
-from offrl.plans import configure
-from offrl.registry import find_recipe
-from offrl.training import TrainConfig
+from offrl.plans import plan
 
 BATCH = 256
 
 
-class Ours:
-    """An agent that updates as the trainer would make it, without logs."""
-
-    def __init__(
-        self, name: str, data: OfflineDataset, backend: str, matmul: str, learners: int = 1
-    ) -> None:
-        cls, default = AGENTS[name]
-        _, recipe = find_recipe(cls, "auto", families(data.env_id or data.name))
-        _, config = configure(TrainConfig(), default, recipe)
-        seeds = range(learners)
-        self.agent = cls(data.spec, config, Learners(seeds))
-        self.agent.backend, self.matmul = backend, matmul
-        replay = self.agent.view(data)
-        self.agent.prepare(replay)
-        self.feed = Feed(replay, seeds, BATCH, self.agent.noise(BATCH))
-        self.step = 0
-
-    def run(self, steps: int) -> None:
-        for _ in range(steps):
-            batch, noise = self.feed.at(self.step)
-            self.agent.schedule(self.step, 1_000_000)
-            with products_in(self.matmul):
-                self.agent.update(batch, noise, self.step % self.agent.period)
-            self.step += 1
-
-
-def seconds(run: Callable[[int], None], steps: int) -> float:
-    """Processor seconds of this process."""
-    began = time.process_time()
-    run(steps)
-    return time.process_time() - began
+def ours(name: str, data: OfflineDataset, backend: str, matmul: str, learners: int = 1) -> Updating:
+    """An agent by its recipe, but for the size of its batches."""
+    settings = {"batch_size": BATCH, "backend": backend, "matmul": matmul, "seeds": learners}
+    return Updating(plan(name, data, env=None, settings={**settings, "device": "cpu"}))
 
 
 def paired(
-    a: Callable[[int], None], b: Callable[[int], None], steps: int, pairs: int
+    a: Callable[[int], Any], b: Callable[[int], Any], steps: int, pairs: int
 ) -> tuple[float, float, float]:
     """Median milliseconds a step of both, and the median ratio b / a over the pairs."""
-    a(20), b(20)
-    times = [(seconds(a, steps), seconds(b, steps)) for _ in range(pairs)]
-    per_step = [1e3 * median(t[i] for t in times) / steps for i in (0, 1)]
+    a(WARM_UP), b(WARM_UP)
+    times = in_turns(a, b, (steps, steps), pairs)
+    per_step = [1e3 * median(t[i] for t in times) for i in (0, 1)]
     return per_step[0], per_step[1], median(t[1] / t[0] for t in times)
 
 
@@ -98,19 +65,19 @@ def main() -> int:
     for name in arguments.agents:
         for backend, matmul in (("eager", "float32"), ("inductor", "float32"),
                                 ("inductor", "bfloat16")):  # fmt: skip
-            ours = Ours(name, data, backend, matmul)
-            plain = Plain(ours.agent.view(data))
+            made = ours(name, data, backend, matmul)
+            plain = Plain(made.agent.view(data))
             update = getattr(plain, name)
 
             def loop(n: int, update: Callable[[], None] = update) -> None:
                 for _ in range(n):
                     update()
 
-            mine, theirs, ratio = paired(ours.run, loop, arguments.steps, arguments.pairs)
+            mine, theirs, ratio = paired(made.run, loop, arguments.steps, arguments.pairs)
             row = f"{backend}, {matmul} products"
             print(f"| {name} | {row} | {theirs:.2f} | {mine:.2f} | {ratio:.2f} |", flush=True)
-        stacked = Ours(name, data, "inductor", "bfloat16", learners=3)
-        single = Ours(name, data, "inductor", "bfloat16")
+        stacked = ours(name, data, "inductor", "bfloat16", learners=3)
+        single = ours(name, data, "inductor", "bfloat16")
         mine, alone, _ = paired(stacked.run, single.run, arguments.steps, arguments.pairs)
         row = "three learners stacked, against one after another"
         print(f"| {name} | {row} | {3 * alone:.2f} | {mine:.2f} | {3 * alone / mine:.2f} |")
@@ -119,13 +86,13 @@ def main() -> int:
 
 def whole(data: OfflineDataset, names: list[str], updates: int) -> None:
     """Two agents over a whole run in turns of 1000 updates, the first 5000 apart."""
-    a, b = (Ours(name, data, "eager", "float32") for name in names)
-    times = [(seconds(a.run, 1_000), seconds(b.run, 1_000)) for _ in range(updates // 1_000)]
+    a, b = (ours(name, data, "eager", "float32") for name in names)
+    times = in_turns(a.run, b.run, (1_000, 1_000), updates // 1_000)
     print(f"{data.name}, {updates:,} updates, eager, float32; ms of processor time an update\n")
     print(f"| updates | {names[0]} | {names[1]} | ratio |")
     print("|---|---|---|---|")
     for label, part in (("0 to 5k", times[:5]), ("5k on", times[5:]), ("all", times)):
-        left, right = (sum(t[i] for t in part) / len(part) for i in (0, 1))
+        left, right = (1e3 * sum(t[i] for t in part) / len(part) for i in (0, 1))
         print(f"| {label} | {left:.2f} | {right:.2f} | {left / right:.2f} |")
 
 

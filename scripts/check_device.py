@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from updating import WARM_UP, Updating, untrained
 
 from offrl.agents import AGENTS
 from offrl.datasets.loading import load_dataset
@@ -35,17 +36,13 @@ from offrl.datasets.offline import OfflineDataset
 from offrl.devices import choose_device
 from offrl.errors import OffrlError
 from offrl.experiment import resume_run, start_run
-from offrl.networks import Learners
-from offrl.optim import products_in
 from offrl.plans import Plan, plan
-from offrl.training import Trainer
 from offrl.types import Metrics
 
 SHARE = 0.05  # of the episodes of the dataset: enough to draw batches from
 COMPARED = 5  # updates; later on rounding alone drives two computations apart
 EXACT, ROUNDED = 1e-6, 5e-2  # greatest relative difference in float64 and in float32
 FLOOR = {EXACT: 1e-3, ROUNDED: 0.1}  # sizes below which a difference counts as if of this size
-WARM = 20  # updates before the clock starts, in which graphs are compiled
 MEBIBYTE = 1 << 20
 
 Values = list[dict[str, float]]
@@ -71,18 +68,14 @@ class Check:
         settings: dict[str, Any] = {"device": device, "precision": precision, "backend": backend}
         return replace(self.planned, train=replace(self.planned.train, **settings))
 
-    def trainer(self, planned: Plan) -> Trainer:
-        agent = planned.cls(planned.dataset.spec, planned.agent_config, Learners((0,)))
-        return Trainer(agent, planned.dataset, None, planned.train, [self.folder], self.folder)
-
     def first(self, precision: str) -> Values:
         """The first metrics on the CPU."""
-        return read(updates(self.trainer(self.of("cpu", precision)), 0, COMPARED))
+        return read(Updating(self.of("cpu", precision)).run(COMPARED))
 
     def exact(self) -> float:
         """How far the device is from the CPU in float64."""
-        made = self.trainer(self.of(str(self.device), "float64"))
-        return apart(read(updates(made, 0, COMPARED)), self.first("float64"), EXACT)
+        made = Updating(self.of(str(self.device), "float64"))
+        return apart(read(made.run(COMPARED)), self.first("float64"), EXACT)
 
     def resumed(self) -> float:
         """How far a resumed run is from one that was not stopped, in float64."""
@@ -101,12 +94,12 @@ class Check:
 
     def timed(self, backend: str, count: int, expected: Values) -> Row:
         """Speed, memory and accuracy in float32."""
-        made = self.trainer(self.of(str(self.device), "float32", backend))
+        made = Updating(self.of(str(self.device), "float32", backend))
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        found = read(updates(made, 0, WARM))
+        found = read(made.run(WARM_UP))
         began = time.perf_counter()
-        later = updates(made, WARM, count)
+        later = made.run(count)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         seconds = time.perf_counter() - began
@@ -116,17 +109,6 @@ class Check:
         if self.device.type == "cuda":
             memory = torch.cuda.max_memory_allocated(self.device) / MEBIBYTE
         return Row(count / seconds, memory, far if finite else math.inf)
-
-
-def updates(made: Trainer, first: int, count: int) -> list[Metrics]:
-    """The metrics of updates as the trainer makes them, still on the device."""
-    agent, found = made.agent, []
-    for step in range(first, first + count):
-        batch, noise = made.feed.at(step)
-        agent.schedule(step, made.config.steps)
-        with products_in(made.config.matmul):
-            found.append(agent.update(batch, noise, step % agent.period))
-    return found
 
 
 def read(metrics: Sequence[Metrics]) -> Values:
@@ -146,21 +128,13 @@ def apart(found: Values, expected: Values, tolerance: float) -> float:
     return greatest
 
 
-def teacher(data: OfflineDataset, folder: Path) -> str:
-    """The folder of a policy that knows nothing, for agents that learn from one."""
-    untrained = plan("bc", data, env=None, settings={"device": "cpu", "steps": 1})
-    Check(untrained, torch.device("cpu"), folder).trainer(untrained).policy(0).save(
-        folder / "teacher"
-    )
-    return str(folder / "teacher")
-
-
 def checked(name: str, data: OfflineDataset, options: Any, teacher: str, folder: Path) -> bool:
     """Print the rows of an agent; whether everything was as it should be."""
     device = choose_device(options.device)
     folder.mkdir()
     settings: Mapping[str, Any] = {
-        **{"steps": 2 * WARM, "eval_every": 2 * WARM, "log_every": WARM, "checkpoint_every": WARM},
+        **dict.fromkeys(("steps", "eval_every"), 2 * WARM_UP),
+        **dict.fromkeys(("log_every", "checkpoint_every"), WARM_UP),
         **{"batch_size": options.batch_size, "device": str(device)},
         **({"teacher": teacher} if hasattr(AGENTS[name][1], "teacher") else {}),
     }
@@ -197,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("|---|---|---|---|---|---|---|---|")
     failed = []
     with tempfile.TemporaryDirectory() as made:
-        learned = teacher(data, Path(made))
+        learned = untrained(data, Path(made))
         for name in options.agents:
             try:
                 good = checked(name, data, options, learned, Path(made) / name)

@@ -8,7 +8,6 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
@@ -21,9 +20,9 @@ from offrl.plotting import plot
 from offrl.statistics import t_interval
 
 ACTIONS = "actions.json"  # dataset -> agent -> time of a control step
+COSTS = "costs.json"  # agent -> cost of an update
 YARDSTICK = "td3_bc"  # whose update is the unit of cost
 LAST = 10  # evaluations, whose mean a table has
-ALIKE = ("machine", "backend", "precision", "matmul", "seeds")  # where speeds are compared
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,10 @@ def draw(results: Path, measured: Path) -> None:
         runs = [run for cell in cells for run in learners(results / dataset / cell.agent)]
         plot(runs, results / f"{dataset}.png", force=True)
         text += ["", f"![learning curves]({dataset}.png)"]
-    (results / "README.md").write_text("\n".join(text) + "\n")
-    write_json(measured, {"cost": costs(tables), "cells": package_cells(tables)})
+    found = costs(results)
+    (results / "README.md").write_text("\n".join(text + cost_section(found)) + "\n")
+    package = {name: {k: cost[k] for k in ("ratio", "dataset")} for name, cost in found.items()}
+    write_json(measured, {"cost": package, "cells": package_cells(tables)})
 
 
 INTRODUCTION = """\
@@ -138,6 +139,16 @@ def section(
     return lines
 
 
+COST_INTRODUCTION = """\
+## Cost of an update
+
+How many times as long as one of TD3+BC an update of one learner takes, each agent by its recipe for
+the data named in [costs.json](costs.json), its batch size among it, computed as `offrl train` does
+by default: eager, float32. Median and extremes of pairs of turns in one process on one thread, of
+the processor's time. Made by `python scripts/costs.py`.
+"""
+
+
 def _milliseconds(actions: Mapping[str, Any], agent: str) -> str:
     return f"{actions[agent]['median']:.2f}" if agent in actions else ""
 
@@ -167,24 +178,23 @@ def changed_settings(agent: str, config: Mapping[str, Any], but: Collection[str]
     )
 
 
-def costs(tables: Mapping[str, list[Cell]]) -> dict[str, Any]:
-    """How many times as long as the yardstick's an update takes, where both were measured alike."""
-    found: dict[str, dict[str, float]] = {}
-    for dataset, cells in tables.items():
-        unit = next((cell for cell in cells if cell.agent == YARDSTICK), None)
-        for cell in cells:
-            if unit is not None and _way(cell) == _way(unit):
-                found.setdefault(cell.agent, {})[dataset] = unit.rate / cell.rate
-    return {
-        agent: {"ratio": round(median(found[agent].values()), 2), "datasets": list(found[agent])}
-        for agent in AGENTS
-        if agent in found
-    }
+def costs(results: Path) -> dict[str, Any]:
+    """How many times as long as the yardstick's an update takes, as scripts/costs.py measured."""
+    found = read_json(results / COSTS) if (results / COSTS).exists() else {}
+    return {agent: found[agent] for agent in AGENTS if agent in found}
 
 
-def _way(cell: Cell) -> list[Any]:
-    known = {**cell.config["train"], "machine": cell.made["machine"], "seeds": cell.seeds}
-    return [known[name] for name in ALIKE]
+def cost_section(found: Mapping[str, Any]) -> list[str]:
+    """The table of costs, the cheapest first; nothing where none is known."""
+    if not found:
+        return []
+    lines = ["", COST_INTRODUCTION, "| agent | times | least to most | ms | batch |"]
+    lines.append("|---|--:|--:|--:|--:|")
+    for agent, cost in sorted(found.items(), key=lambda item: float(item[1]["ratio"])):
+        least, most = cost["extremes"]
+        times = f"{cost['ratio']:.2f} | {least:.2f} to {most:.2f}"
+        lines.append(f"| `{agent}` | {times} | {cost['milliseconds']:.1f} | {cost['batch_size']} |")
+    return lines
 
 
 def package_cells(tables: Mapping[str, list[Cell]]) -> dict[str, Any]:
