@@ -166,7 +166,7 @@ def resume_run(
             "function as env="
         )
     asked, own = (NO_ENV if e is None else e for e in (env, record.get("env")))
-    if isinstance(asked, str) and asked not in ("auto", own):
+    if asked not in ("auto", own) and not record["env_is_callable"]:
         raise ConfigError(
             f"{folder} is evaluated in {own!r}, not in {asked!r}; leave env out, and play its "
             "policies elsewhere with offrl.evaluate"

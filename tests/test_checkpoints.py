@@ -270,7 +270,7 @@ def test_a_run_goes_on_in_its_own_environment(run: Path) -> None:
     with pytest.raises(ConfigError, match="is evaluated in 'none', not in 'Hopper-v5'"):
         resume_run(run, dataset=walk(), env="Hopper-v5")
     edit(run / "config.json", env="Hopper-v5")
-    for other in ("Hopper-v4", "none", None):
+    for other in ("Hopper-v4", "none", None, lambda: None):
         with pytest.raises(ConfigError, match="is evaluated in 'Hopper-v5', not in"):
             resume_run(run, dataset=walk(), env=other)
     with pytest.raises(ConfigError, match="Hopper-v5 does not match the dataset"):
