@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from plain_loops import Plain
+from plain_loops import loop
 from updating import WARM_UP, Updating, in_turns
 
 from offrl.datasets.loading import load_dataset
@@ -66,14 +66,13 @@ def main() -> int:
         for backend, matmul in (("eager", "float32"), ("inductor", "float32"),
                                 ("inductor", "bfloat16")):  # fmt: skip
             made = ours(name, data, backend, matmul)
-            plain = Plain(made.agent.view(data))
-            update = getattr(plain, name)
+            update = loop(name, made.agent.view(data))
 
-            def loop(n: int, update: Callable[[], None] = update) -> None:
+            def plain(n: int, update: Callable[[], None] = update) -> None:
                 for _ in range(n):
                     update()
 
-            mine, theirs, ratio = paired(made.run, loop, arguments.steps, arguments.pairs)
+            mine, theirs, ratio = paired(made.run, plain, arguments.steps, arguments.pairs)
             row = f"{backend}, {matmul} products"
             print(f"| {name} | {row} | {theirs:.2f} | {mine:.2f} | {ratio:.2f} |", flush=True)
         stacked = ours(name, data, "inductor", "bfloat16", learners=3)

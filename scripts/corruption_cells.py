@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cells import SETTINGS, in_use
+from cells import SETTINGS
 
 from offrl.agents import AGENTS
 from offrl.curves import learners
 from offrl.datasets.corruption import ELEMENTS
 from offrl.files import read_json
-from offrl.plans import configure
+from offrl.plans import configure, in_use
 from offrl.statistics import Interval, t_interval
 from offrl.training import TrainConfig
 

@@ -171,8 +171,8 @@ def draw_scores(cells: Mapping[tuple[str, str], Path], out: Path) -> None:
         for curve in (read_curve(run, SCORE) for run in learners(path)):
             # The return of a synthetic piece of some rows is not that of an episode.
             behaviour = curve.behaviour if kind == "logged" else None
-            shown = {"dataset": agent, "agent": kind, "behaviour": behaviour}
-            curves.append(replace(curve, **shown, settings={}, origin={}))
+            shown = replace(curve, dataset=agent, agent=kind, behaviour=behaviour)
+            curves.append(replace(shown, settings={}, origin={}))
     draw_curves(curves, SCORE).savefig(out, dpi=150)
 
 
