@@ -24,12 +24,15 @@ from offrl.datasets.offline import OfflineDataset
 from offrl.plans import plan
 
 BATCH = 256
+VARIANTS = (("eager", "float32"), ("inductor", "float32"), ("inductor", "bfloat16"))
 
 
-def ours(name: str, data: OfflineDataset, backend: str, matmul: str, learners: int = 1) -> Updating:
-    """An agent by its recipe, but for the size of its batches."""
+def ours(
+    name: str, data: OfflineDataset, backend: str, matmul: str, learners: int = 1, **own: Any
+) -> Updating:
+    """An agent by its recipe, but for the size of its batches and settings of its own."""
     settings = {"batch_size": BATCH, "backend": backend, "matmul": matmul, "seeds": learners}
-    return Updating(plan(name, data, env=None, settings={**settings, "device": "cpu"}))
+    return Updating(plan(name, data, env=None, settings={**settings, **own, "device": "cpu"}))
 
 
 def paired(
@@ -63,8 +66,7 @@ def main() -> int:
     print("| agent | variant | plain or alone | ours | times as fast |")
     print("|---|---|---|---|---|")
     for name in arguments.agents:
-        for backend, matmul in (("eager", "float32"), ("inductor", "float32"),
-                                ("inductor", "bfloat16")):  # fmt: skip
+        for backend, matmul in VARIANTS:
             made = ours(name, data, backend, matmul)
             update = loop(name, made.agent.view(data))
 
@@ -75,8 +77,8 @@ def main() -> int:
             mine, theirs, ratio = paired(made.run, plain, arguments.steps, arguments.pairs)
             row = f"{backend}, {matmul} products"
             print(f"| {name} | {row} | {theirs:.2f} | {mine:.2f} | {ratio:.2f} |", flush=True)
-        stacked = ours(name, data, "inductor", "bfloat16", learners=3)
-        single = ours(name, data, "inductor", "bfloat16")
+        stacked = ours(name, data, *VARIANTS[-1], learners=3)
+        single = ours(name, data, *VARIANTS[-1])
         mine, alone, _ = paired(stacked.run, single.run, arguments.steps, arguments.pairs)
         row = "three learners stacked, against one after another"
         print(f"| {name} | {row} | {3 * alone:.2f} | {mine:.2f} | {3 * alone / mine:.2f} |")
