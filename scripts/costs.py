@@ -32,7 +32,8 @@ from offrl.versions import source_commit
 from results import MEASURED
 
 TURN = 0.5  # s of the processor that a turn takes at least, of whole periods
-PAIRS = 5
+PAIRS = {False: 5, True: 2}  # of turns; of turns that take longer than LONG
+LONG = 5.0  # s
 
 
 def main() -> int:
@@ -59,8 +60,8 @@ def cost(name: str, data: OfflineDataset, teacher: str) -> dict[str, Any]:
     """The ratio with its extremes over the pairs, milliseconds, and how they were found."""
     own = updating(name, data, teacher)
     unit = updating(YARDSTICK, data, teacher)
-    steps = steps_of_turn(own), steps_of_turn(unit)
-    times = in_turns(own.run, unit.run, steps, PAIRS)
+    (steps, taken), (unit_steps, _) = turn_of(own), turn_of(unit)
+    times = in_turns(own.run, unit.run, (steps, unit_steps), PAIRS[taken > LONG])
     ratios = sorted(a / b for a, b in times)
     return {
         "ratio": round(median(ratios), 2),
@@ -84,14 +85,15 @@ def updating(name: str, data: OfflineDataset, teacher: str) -> Updating:
     return made
 
 
-def steps_of_turn(made: Updating) -> int:
-    """Updates that take TURN, in whole periods."""
+def turn_of(made: Updating) -> tuple[int, float]:
+    """Updates that take TURN, in whole periods, and the seconds that they took."""
     period, began = made.agent.period, time.process_time()
-    periods = 0
-    while time.process_time() - began < TURN:
+    steps, taken = 0, 0.0
+    while taken < TURN:
         made.run(period)
-        periods += 1
-    return periods * period
+        steps += period
+        taken = time.process_time() - began
+    return steps, taken
 
 
 if __name__ == "__main__":
