@@ -212,8 +212,8 @@ class BasePolicy(ABC):
     def _to_units(self, action: F32) -> NDArray[Any]:
         if not np.isfinite(action).all():
             raise RunError(
-                "the policy's actions are not finite numbers: training diverged; go back to an "
-                "earlier checkpoint"
+                "the policy's actions are not finite numbers: training diverged, and an earlier "
+                "checkpoint is needed, or the observation is too large for it (check its units)"
             )
         if self.spec.action_kind == "discrete":
             return np.asarray(np.argmax(action, -1))
