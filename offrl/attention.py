@@ -36,15 +36,10 @@ class KeyValue(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens so far, in every layer, with room for `capacity` of them.
+    """Keys and values of tokens in every layer, with room for `capacity` of them in each row."""
 
-    `length` counts the tokens of each row; rows may differ, and a row is begun anew by setting
-    its length to 0.
-    """
-
-    key: Float[Tensor, "layers batch heads capacity head"]
-    value: Float[Tensor, "layers batch heads capacity head"]
-    length: Int[Tensor, " batch"]
+    key: Float[Tensor, "batch layers heads capacity head"]
+    value: Float[Tensor, "batch layers heads capacity head"]
 
 
 def visible(
@@ -134,20 +129,15 @@ class Block(nn.Module):
     def step(
         self,
         x: Float[Tensor, "batch new width"],
-        past: KeyValue,
+        known: KeyValue,
         place: Int[Tensor, "batch new"],
         seen: Bool[Tensor, "batch 1 new capacity"],
-    ) -> tuple[Float[Tensor, "batch new width"], KeyValue]:
-        """New tokens alone, their keys and values put at `place` among those of the past."""
+    ) -> Float[Tensor, "batch new width"]:
+        """New tokens alone, whose keys and values are written at `place` among those known."""
         normed = self.norm(x)
-        offered = KeyValue(
-            *(
-                old.scatter(2, place[:, None, :, None].expand_as(new), new)
-                for old, new in zip(past, self.attention.offer(normed), strict=True)
-            )
-        )
-        x = x + self.attention(normed, offered, seen)
-        return self._last(x), offered
+        for old, new in zip(known, self.attention.offer(normed), strict=True):
+            old.scatter_(2, place[:, None, :, None].expand_as(new), new)
+        return self._last(x + self.attention(normed, known, seen))
 
     def _last(self, x: Tensor) -> Tensor:
         y: Tensor = x + self.down(self.act(self.up(self.last_norm(x))))
@@ -192,26 +182,26 @@ class GPT(nn.Module):
     def empty(self, batch: int, capacity: int) -> Cache:
         """A cache without tokens, where the parameters are and of their type."""
         weight = self.norm.weight
-        shape = (len(self.blocks), batch, self.heads, capacity, self.width // self.heads)
+        shape = (batch, len(self.blocks), self.heads, capacity, self.width // self.heads)
         room = torch.zeros(shape, device=weight.device, dtype=weight.dtype)
-        return Cache(room, room, torch.zeros(batch, dtype=torch.long, device=weight.device))
+        return Cache(room, room)
 
+    @torch.no_grad()
     def step(
-        self, x: Float[Tensor, "batch new width"], cache: Cache
+        self,
+        x: Float[Tensor, "batch new width"],
+        cache: Cache,
+        place: Int[Tensor, "batch new"],
     ) -> tuple[Float[Tensor, "batch new width"], Cache]:
-        """Outputs for tokens that follow those in the cache, and the cache with them in it.
+        """Outputs for new tokens at these places of each row, and the cache with them in it.
 
-        The past is not computed again: the cost grows with the new tokens, not with their square.
-        The cache that was given stays as it is. More tokens than its capacity are an IndexError.
+        A token sees what stands at its place and before it. The past is not computed again: the
+        cost grows with the new tokens, not with their square. The cache that was given stays as it
+        is. A place beyond its capacity is an IndexError or a RuntimeError.
         """
-        capacity = cache.key.shape[3]
-        ahead = torch.arange(x.shape[1], device=x.device)
-        place = cache.length[:, None] + ahead
-        seen = torch.arange(capacity, device=x.device) <= place[:, None, :, None]
-        offers = []
+        seen = torch.arange(cache.key.shape[3], device=x.device) <= place[:, None, :, None]
+        known = Cache(cache.key.clone(), cache.value.clone())
         for i, block in enumerate(blocks_of(self.blocks)):
-            x, offered = block.step(x, KeyValue(cache.key[i], cache.value[i]), place, seen)
-            offers.append(offered)
-        keys, values = (torch.stack(part) for part in zip(*offers, strict=True))
+            x = block.step(x, KeyValue(known.key[:, i], known.value[:, i]), place, seen)
         y: Tensor = self.norm(x)
-        return y, Cache(keys, values, cache.length + x.shape[1])
+        return y, known

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from offrl.attention import GPT, Activation, KeyValue, blocks_of
+from offrl.attention import GPT, Activation, Cache
 from offrl.errors import ConfigError, near
 from offrl.initial import redraw
 from offrl.latent_models import LatentActor
@@ -128,8 +128,7 @@ class ReturnTransformer(nn.Module):
 
     def empty(self, batch: int, context: int) -> Memory:
         """Room for the keys and values of `context` steps."""
-        cache = self.gpt.empty(batch, 3 * context)
-        return cache.key.transpose(0, 1), cache.value.transpose(0, 1)
+        return self.gpt.empty(batch, 3 * context)
 
     def advance(
         self, steps: Steps, memory: Memory, held: Int[Tensor, " batch"]
@@ -139,19 +138,13 @@ class ReturnTransformer(nn.Module):
         Where a row holds none, its memory counts as empty and the first past action for nothing.
         """
         x = self._embed(steps).flatten(1, 2)
-        capacity = memory[0].shape[3]
         ahead = torch.arange(x.shape[1], device=x.device) - 1
         place = 3 * held[:, None] + ahead
         # An action that there is not goes to the last place, which no token looks at: the action
         # that would follow the last step of a full context is never needed.
-        place = place.where(place >= 0, capacity - 1)
-        seen = torch.arange(capacity, device=x.device) <= place[:, None, :, None]
-        offers = []
-        for i, block in enumerate(blocks_of(self.gpt.blocks)):
-            x, offered = block.step(x, KeyValue(memory[0][:, i], memory[1][:, i]), place, seen)
-            offers.append(offered)
-        keys, values = (torch.stack(part, 1) for part in zip(*offers, strict=True))
-        return torch.tanh(self.head(self.gpt.norm(x[:, -1]))), (keys, values)
+        place = place.where(place >= 0, memory[0].shape[3] - 1)
+        y, memory = self.gpt.step(x, Cache(*memory), place)
+        return torch.tanh(self.head(y[:, -1])), memory
 
     def _embed(self, steps: Steps) -> Tensor:
         token, time = self.tokens(steps)

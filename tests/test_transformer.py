@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm
 
-from offrl.attention import GPT, Attention, Block, Cache, causal, visible
+from offrl.attention import GPT, Attention, Block, causal, visible
 from offrl.errors import ConfigError
 from offrl.initial import redraw
 from offrl.networks import Learners
@@ -91,29 +91,30 @@ def test_gpt_is_causal(token: int) -> None:
 @pytest.mark.parametrize("chunks", [(1,) * TOKENS, (3, 2), (5,)])
 def test_one_token_at_a_time_is_all_at_once(chunks: tuple[int, ...], activation: Any) -> None:
     net, x = loud(GPT(8, 2, 2, activation)), draw(2, TOKENS, 8)
-    cache = net.empty(2, 7)
+    cache, place = net.empty(2, 7), torch.arange(TOKENS).expand(2, -1)
     outputs = []
-    for tokens in torch.split(x, list(chunks), 1):
-        y, cache = net.step(tokens, cache)
+    for tokens, places in zip(
+        torch.split(x, chunks, 1), torch.split(place, chunks, 1), strict=True
+    ):
+        y, cache = net.step(tokens, cache, places)
         outputs.append(y)
     torch.testing.assert_close(torch.cat(outputs, 1), net(x), rtol=0, atol=1e-10)
-    assert cache.length.tolist() == [TOKENS, TOKENS]
 
 
 def test_rows_of_a_cache_begin_anew_by_themselves() -> None:
     net, x = loud(GPT(8, 2, 2)), draw(2, TOKENS, 8)
-    _, cache = net.step(x[:, :3], net.empty(2, 7))
-    cache = Cache(cache.key, cache.value, torch.tensor([3, 0]))
-    y, cache = net.step(x[:, 3:], cache)
-    assert cache.length.tolist() == [5, 2]
+    _, cache = net.step(x[:, :3], net.empty(2, 7), torch.arange(3).expand(2, -1))
+    before = cache.key.clone()
+    y, _ = net.step(x[:, 3:], cache, torch.tensor([[3, 4], [0, 1]]))
     torch.testing.assert_close(y[0], net(x)[0, 3:], rtol=0, atol=1e-10)
     torch.testing.assert_close(y[1], net(x[:, 3:])[1], rtol=0, atol=1e-10)
+    assert torch.equal(cache.key, before)
 
 
 def test_a_full_cache_refuses_tokens() -> None:
     net = loud(GPT(8, 1, 2))
     with pytest.raises((IndexError, RuntimeError)):
-        net.step(draw(1, 3, 8), net.empty(1, 2))
+        net.step(draw(1, 3, 8), net.empty(1, 2), torch.arange(3)[None])
 
 
 def test_padding_is_seen_by_none() -> None:
