@@ -16,13 +16,13 @@ WARM_UP = 20  # updates before the clock starts, in which graphs are compiled
 
 
 class Updating:
-    """The agent of a plan and the updates that it has had; nothing is written into `folder`."""
+    """The agent of a plan, and the updates that it has had; nothing is written."""
 
-    def __init__(self, planned: Plan, folder: Path = Path()) -> None:
+    def __init__(self, planned: Plan) -> None:
         learners = Learners(planned.train.learner_seeds)
         self.agent = planned.cls(planned.dataset.spec, planned.agent_config, learners)
-        folders = [folder] * planned.train.seeds
-        self.made = Trainer(self.agent, planned.dataset, None, planned.train, folders, folder)
+        nowhere = [Path()] * planned.train.seeds
+        self.made = Trainer(self.agent, planned.dataset, None, planned.train, nowhere, Path())
         self.step = 0
 
     def run(self, steps: int) -> list[Metrics]:
