@@ -91,6 +91,9 @@ def theirs(
     encoders = {k: layers for k in config.__dataclass_fields__ if k.endswith("encoder_factory")}
     algorithm = config(batch_size=BATCH, **encoders).create(device="cpu:0")
     algorithm.build_with_dataset(buffer)
+    if name == "prdc":  # what its `fit` does first, on one thread
+        keys = np.concatenate([algorithm.config.beta * data.obs, data.action], 1)
+        algorithm._nbsr.set_params(n_jobs=1).fit(keys)
 
     def run(steps: int) -> None:
         for _ in range(steps):
