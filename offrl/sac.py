@@ -30,8 +30,9 @@ from offrl.networks import Init, Learners
 from offrl.optim import target_of
 from offrl.types import Batch, Metrics, Noise
 
-# Actions of a state that a processor puts through a critic at a time: the layers' outputs, which
-# the gradient needs again, then fit its cache and are not given back to the system each time.
+# Actions of a state, all learners counted, that a processor puts through a critic at a time: the
+# layers' outputs, which the gradient needs again, then fit its cache and are not given back to the
+# system each time.
 AT_ONCE = 5
 # Those of rlkit, on which the authors of CQL and of EDAC built.
 ACTOR_INIT = Init(hidden_bias=0.1, last=1e-3)
@@ -175,7 +176,9 @@ def values_of_many(
     actions: Float[Tensor, "*seed n batch act"],
 ) -> Float[Tensor, "ensemble *seed n batch"]:
     """Q of n actions for each observation, as many rows of the batch to the critic."""
-    at_once = AT_ONCE if actions.device.type == "cpu" else actions.shape[-3]
+    at_once = actions.shape[-3]
+    if actions.device.type == "cpu":
+        at_once = max(AT_ONCE // actions.shape[:-3].numel(), 1)
     found = []
     for some in torch.split(actions, at_once, -3):
         repeated = obs.unsqueeze(-3).expand(*some.shape[:-1], -1)
