@@ -176,15 +176,19 @@ def values_of_many(
     actions: Float[Tensor, "*seed n batch act"],
 ) -> Float[Tensor, "ensemble *seed n batch"]:
     """Q of n actions for each observation, as many rows of the batch to the critic."""
-    at_once = actions.shape[-3]
-    if actions.device.type == "cpu":
-        at_once = max(AT_ONCE // actions.shape[:-3].numel(), 1)
     found = []
-    for some in torch.split(actions, at_once, -3):
+    for some in torch.split(actions, _at_once(actions), -3):
         repeated = obs.unsqueeze(-3).expand(*some.shape[:-1], -1)
         q: Tensor = critic(repeated.flatten(-3, -2), some.flatten(-3, -2))
         found.append(q.reshape(*q.shape[:-1], some.shape[-3], -1))
     return torch.cat(found, -2)
+
+
+def _at_once(actions: Float[Tensor, "*seed n batch act"]) -> int:
+    """How many of the n actions go through a critic together."""
+    if actions.device.type != "cpu":
+        return actions.shape[-3]
+    return max(AT_ONCE // actions.shape[:-3].numel(), 1)
 
 
 def value_and_slope(

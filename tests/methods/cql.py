@@ -249,12 +249,5 @@ FAULTS = [
     ),
 ]
 
-EXEMPT = {
-    (
-        "sac.values_of_many",
-        'at_once = AT_ONCE if actions.device.type == "cpu" else actions.shape[-3]',
-    ): "in how many passes changes the time alone",
-}
-
 COVERED = ["regularizers.log_sum_exp_gap"]
 COVERED += ["sac.values_of_many", "sac.best_target", "sac.proposals"]
