@@ -6,7 +6,8 @@
 Every agent has the settings of its recipe, its batch size among them, one learner, and all else as
 `offrl train` has it. It takes turns with TD3+BC in one process on one thread; the figure is the
 median over pairs of turns of the ratio of processor times, which other load on the machine disturbs
-least. Written to results/costs.json, and from there to the pages and into the package.
+least. PRDC is to find its lists of neighbours on disk, from an earlier run on the dataset.
+Written to results/costs.json, and from there to the pages and into the package.
 """
 
 import argparse

@@ -145,7 +145,9 @@ COST_INTRODUCTION = """\
 How many times as long as one of TD3+BC an update of one learner takes, each agent by its recipe for
 the data named in [costs.json](costs.json), its batch size among it, computed as `offrl train` does
 by default: eager, float32. Median and extremes of pairs of turns in one process on one thread, of
-the processor's time. Made by `python scripts/costs.py`.
+the processor's time. PRDC finds its lists of neighbours on disk, as from its second run on the same
+data; [making them](benchmark-training.md) costs its first one more. Made by `python
+scripts/costs.py`.
 """
 
 
