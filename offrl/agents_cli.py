@@ -59,7 +59,7 @@ def list_text(agents: Sequence[About], results: Mapping[str, Any], width: int) -
                 about.name,
                 f"{paper.name}, {paper.venue}" if paper else "",
                 paper.arxiv if paper else "",
-                "?" if facts["cost"] is None else f"{facts['cost']['ratio']:.1f}",
+                "?" if facts["cost"] is None else _times(facts["cost"]["ratio"]),
                 facts["seeds"],
                 about.suits,
             ]
@@ -70,6 +70,11 @@ def list_text(agents: Sequence[About], results: Mapping[str, Any], width: int) -
         "offrl agents NAME prints equations, settings, recipes, results; --json is for programs.",
     ]
     return "\n".join([*_table(rows, width), "", *notes])
+
+
+def _times(ratio: float) -> str:
+    """A ratio, with as many digits as its measurement bears."""
+    return f"{ratio:.1f}" if ratio < 100 else f"{ratio:,.0f}"
 
 
 def page_facts(name: str) -> dict[str, Any]:
@@ -128,7 +133,7 @@ def _head(facts: Mapping[str, Any]) -> list[list[str]]:
     told = UNMEASURED
     if cost is not None:
         told = (
-            f"{cost['ratio']:.1f} times as long as an update of TD3+BC "
+            f"{_times(cost['ratio'])} times as long as an update of TD3+BC "
             f"(both by recipe, on {cost['dataset']})"
         )
     rows.append(["cost", told])

@@ -25,7 +25,10 @@ CELL = {
     **{"date": "2026-11-21", "commit": "8dba3f9", "machine": "2 cores"},
 }
 RESULTS = {
-    "cost": {"prdc": {"ratio": 1.53, "dataset": "hopper-medium-replay"}},
+    "cost": {
+        "prdc": {"ratio": 1.53, "dataset": "hopper-medium-replay"},
+        "act": {"ratio": 5290.43, "dataset": "hopper-medium-replay"},
+    },
     "cells": {"halfcheetah-medium-replay": {"prdc": CELL}},
 }
 
@@ -183,6 +186,7 @@ def test_measured_results_of_the_page(capsys: pytest.CaptureFixture[str]) -> Non
     page = printed(capsys, "prdc")
     assert "1.5 times as long as an update of TD3+BC (both by recipe, on hopper-medium-" in page
     assert re.search(r"halfcheetah-medium-replay +44\.3 +37\.2 to 51\.3 +45\.7 +3 +100,000", page)
+    assert "\n  cost   5,290 times as long" in printed(capsys, "act")
     assert "\n  cost   not measured\n" in printed(capsys, "iql")
     assert printed(capsys, "iql").endswith("MEASURED\n\n  not measured\n")
 
