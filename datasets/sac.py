@@ -22,7 +22,7 @@ from offrl.datasets.staging import Recorder, Staging
 from offrl.envs import make
 from offrl.errors import ConfigError, RunError
 from offrl.files import read_json, write_json
-from offrl.optim import products_in
+from offrl.products import products_in
 
 FIXED = ("env_id", "seed", "eval_every", "eval_episodes", "learning_starts")
 

@@ -2,8 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -88,25 +87,6 @@ def move_rates(optimizers: Iterable[Optimizer], device: torch.device) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["lr"].to(device)
-
-
-@contextmanager
-def products_in(precision: str) -> Iterator[None]:
-    """Matrix products of float32 tensors with factors rounded to 'bfloat16', or 'float32'.
-
-    Sums, weights and everything else stay float32. A CUDA device rounds to TensorFloat32 instead,
-    which has three more bits, and of convolutions as well: these it would round unless told not
-    to. Where the processor has no such products, nothing changes.
-    """
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    rounded = precision == "bfloat16"
-    torch.set_float32_matmul_precision("medium" if rounded else "highest")
-    torch.backends.cudnn.allow_tf32 = rounded
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:

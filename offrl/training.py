@@ -29,8 +29,9 @@ from offrl.evaluation import Evaluation, evaluate
 from offrl.feed import Feed
 from offrl.files import sole_use, write_json
 from offrl.metrics import Meter, RunLog, cut_back
-from offrl.optim import move_rates, products_in
+from offrl.optim import move_rates
 from offrl.policy import Policy
+from offrl.products import products_in
 from offrl.progress import Progress, damaged_entry
 from offrl.signals import Signals
 
@@ -55,7 +56,7 @@ class TrainConfig:
     device: str = "auto"  # cpu, cuda, cuda:1; auto takes a GPU if there is one
     backend: Literal["eager", "aot_eager", "inductor"] = "eager"  # eager, or of torch.compile
     precision: Literal["float32", "float64"] = "float32"  # of weights and data
-    # to which products' factors are rounded; on a GPU bfloat16 means TensorFloat32
+    # to which products' factors may be rounded: by AMX, and by a GPU to TensorFloat32
     matmul: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
@@ -171,7 +172,7 @@ class Trainer:
             while self.step < steps:
                 batch, noise = self.feed.at(self.step)
                 agent.schedule(self.step, steps)
-                with products_in(cfg.matmul):
+                with products_in(cfg.matmul, self.device):
                     metrics = agent.update(batch, noise, self.step % agent.period)
                 self.meter.add(metrics)
                 self.step += 1

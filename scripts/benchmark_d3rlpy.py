@@ -1,7 +1,7 @@
 """Updates of agents beside those of d3rlpy, the same methods with networks of the same sizes.
 
     pip install d3rlpy                          # not among what offrl or its tests need
-    python scripts/benchmark_d3rlpy.py          # each agent: eager, compiled, bfloat16, stacked
+    python scripts/benchmark_d3rlpy.py          # each agent: eager, compiled, stacked
 
 Both draw their batches from the same transitions and take turns in one process on one thread; the
 figures are medians over pairs of processor times. d3rlpy is called as its own `fit` calls it,

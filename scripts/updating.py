@@ -7,8 +7,8 @@ from typing import Any
 
 from offrl.datasets.offline import OfflineDataset
 from offrl.networks import Learners
-from offrl.optim import products_in
 from offrl.plans import Plan, plan
+from offrl.products import products_in
 from offrl.training import Trainer
 from offrl.types import Metrics
 
@@ -31,7 +31,7 @@ class Updating:
         for step in range(self.step, self.step + steps):
             batch, noise = self.made.feed.at(step)
             agent.schedule(step, config.steps)
-            with products_in(config.matmul):
+            with products_in(config.matmul, self.made.device):
                 found.append(agent.update(batch, noise, step % agent.period))
         self.step += steps
         return found

@@ -23,7 +23,6 @@ from offrl.evaluation import evaluate
 from offrl.experiment import resume_run, start_run, train
 from offrl.nearest import NearestAction
 from offrl.networks import Learners
-from offrl.optim import products_in
 from offrl.plans import plan
 from offrl.policy_guidance import Guidance
 from offrl.synthesis import Generator, GeneratorConfig
@@ -313,15 +312,6 @@ def test_batches_are_sent_from_locked_memory() -> None:
     CALLS.clear()
     sent(torch.zeros(2).as_subclass(Host), CPU)
     assert CALLS == [(CPU, {})]
-
-
-@pytest.mark.parametrize(("products", "rounded"), [("float32", False), ("bfloat16", True)])
-def test_convolutions_are_rounded_as_products_are(products: str, rounded: bool) -> None:
-    before = torch.backends.cudnn.allow_tf32
-    with products_in(products):
-        assert torch.backends.cudnn.allow_tf32 is rounded
-        assert (torch.get_float32_matmul_precision() == "highest") is not rounded
-    assert torch.backends.cudnn.allow_tf32 is before
 
 
 # -- beside training -----------------------------------------------------------------------------
