@@ -54,7 +54,7 @@ def main() -> int:
     torch.set_num_threads(1)
     data = load_dataset(options.dataset)
     # Lists of neighbours that an earlier run left on disk would hide what making them costs.
-    os.environ["OFFRL_CACHE"] = tempfile.mkdtemp()
+    os.environ.setdefault("OFFRL_CACHE", tempfile.mkdtemp())
     print(f"{data.name}, batch {BATCH}, one thread, d3rlpy {d3rlpy.__version__}, ", end="")
     print(f"torch {torch.__version__}; ms of processor time\n")
     print("| agent | variant | d3rlpy | ours | times as fast |")

@@ -5,7 +5,8 @@
 
 A processor that rounds factors to bfloat16 where it may is timed with such products too. Both sides
 take turns in one process on one thread; the figure is the median over pairs of the ratio of
-processor times, which other load on the machine disturbs least.
+processor times, which other load on the machine disturbs least. PRDC begins with what lists of
+neighbours it finds in the folder that OFFRL_CACHE names, or with none.
 """
 
 import argparse
@@ -62,7 +63,7 @@ def main() -> int:
     torch.set_num_threads(1)
     data = load_dataset(arguments.dataset)
     # Lists of neighbours that an earlier run left on disk would hide what making them costs.
-    os.environ["OFFRL_CACHE"] = tempfile.mkdtemp()
+    os.environ.setdefault("OFFRL_CACHE", tempfile.mkdtemp())
     if arguments.whole:
         whole(data, arguments.whole, arguments.updates)
         return 0

@@ -74,8 +74,9 @@ Normalised score, 100 (return - min) / (max - min) with D4RL's references, of th
 highest mean first. Best and mean of the last 10 are of the evaluations during training, 10 episodes
 each; runs that had fewer than 10 have no such mean. Updates a second are those of all seeds
 together, as the runs logged them; an action's time is the processor's, the median for one
-observation on one thread. Made by `python scripts/results.py`; each cell's `cell.json` has its
-command, commit, machine and every return."""
+observation on one thread. Of bfloat16 products a processor may round the factors; one without AMX
+rounds none. Made by `python scripts/results.py`; each cell's `cell.json` has its command, commit,
+machine and every return."""
 
 
 def read_cell(folder: Path) -> Cell:
