@@ -30,9 +30,10 @@ quantile and number of critics for each mode, element and environment, which wer
 `riql-clean` has RIQL's settings for clean data, whatever was corrupted. `iql` has raw rewards, as
 in RIQL's protocol: its own recipe scales them by the returns of the data, which corruption changes,
 and the temperature with them. That protocol's IQL has a deterministic policy; here it is IQL's
-Gaussian, whose mean is played. The protocol is that of RIQL (`offrl data corrupt --help`). Made by
-`python scripts/corruption.py`; each cell's `cell.json` has its command, commit, machine, every
-return, and how the data was corrupted."""
+Gaussian, whose mean is played. The protocol is that of RIQL (`offrl data corrupt --help`). Of
+bfloat16 products a processor may round the factors; one without AMX rounds none. Made by `python
+scripts/corruption.py`; each cell's `cell.json` has its command, commit, machine, every return, and
+how the data was corrupted."""
 
 
 @dataclass(frozen=True)
