@@ -118,7 +118,8 @@ class Trainer:
             agent.to(self.device, dtype)
             move_rates(agent.optimizers().values(), self.device)
             agent.backend = config.backend
-            agent.prepare(replay)
+            with products_in("float32", self.device):
+                agent.prepare(replay)
             self._check_measures()
         seeds, noise = config.learner_seeds, agent.noise(config.batch_size)
         self.feed = Feed(replay, seeds, config.batch_size, noise, self.device)

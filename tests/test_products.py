@@ -1,10 +1,15 @@
 """How float32 matrices are multiplied."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from problems import Drift, walk
 
+from offrl.agents import BC
+from offrl.experiment import train
 from offrl.products import may_round, products_in
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -57,3 +62,26 @@ def test_processors_that_round_are_known(
     for products, device in (("float32", GPU), ("float32", None)):
         with products_in(products, device):
             assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_all_that_a_run_learns_multiplies_by_the_library_for_batches(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: AMD)
+    seen: dict[str, str] = {}
+
+    def watched(name: str) -> Callable[..., Any]:
+        method = getattr(BC, name)
+
+        def call(*args: Any) -> Any:
+            seen[name] = torch.get_float32_matmul_precision()
+            return method(*args)
+
+        return call
+
+    for name in ("prepare", "update"):
+        monkeypatch.setattr(BC, name, watched(name))
+    settings = {"steps": 1, "batch_size": 4, "hidden": (4,), "eval_episodes": 1, "device": "cpu"}
+    train("bc", walk(4), env=Drift, out=tmp_path / "run", **settings)
+    assert seen == {"prepare": "medium", "update": "medium"}
+    assert torch.get_float32_matmul_precision() == "highest"
