@@ -17,6 +17,10 @@ The classifier is trained beside the rest, as in DemoDICE; its rate, its penalty
 between the expert's pairs and others, and its loss are SMODICE's, its ReLU layers DemoDICE's.
 The data's own rewards are never read, but for the choice of the expert's episodes.
 
+Without an environment no policy is called the best, since held-out episodes are of the mixed data:
+an error on them says how near the policy is to what is to be left. So none are held out unless
+`validation` asks for it; those are then measured on, and the expert's are of the others.
+
 What ODICE's paper and code do is the case without `mixed`: the expert's trajectory is all the
 data, the ratio is 1 and all rewards are 0, so that ODICE is a cloning of the trajectory weighted
 by its own residuals. The code takes `dual_weight` 0.4 there, and keeps one transition that leads
@@ -32,7 +36,6 @@ Order within an update: the classifier; rewards with it as it then is; then as i
 policy's weights, the values, their targets, the policy. Without `mixed` there is no classifier.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -42,10 +45,10 @@ from torch import Tensor
 
 from offrl.actors import GaussianActor
 from offrl.agent import Agent
-from offrl.checks import check_intervals, make_lasting
+from offrl.checks import check_intervals
 from offrl.datasets.demonstrations import Demonstrations, demonstrations, end_log_ratio
 from offrl.datasets.offline import OfflineDataset, Spec
-from offrl.datasets.replay import Replay
+from offrl.datasets.replay import Replay, transitions
 from offrl.dice import (
     DICEConfig,
     dice_networks,
@@ -82,8 +85,6 @@ class ODICEILConfig(DICEConfig):
         check_intervals(
             self, expert_episodes="[1, inf)", penalty="[0, inf)", discriminator_lr="(0, inf)"
         )
-        if os.sep in self.expert:
-            make_lasting(self, "expert")
 
 
 class ODICEIL(Agent):
@@ -92,6 +93,8 @@ class ODICEIL(Agent):
     config: ODICEILConfig
     config_class = ODICEILConfig
     suits = "one expert's trajectory, no rewards"
+    measure = None
+    datasets = ("expert",)
     actor: GaussianActor
     expert_obs: Tensor
     expert_action: Tensor
@@ -120,6 +123,9 @@ class ODICEIL(Agent):
             mixed=cfg.mixed,
             normalize_obs=cfg.normalize_obs,
         )
+
+    def held_out_view(self, dataset: OfflineDataset) -> Replay:
+        return transitions(dataset, normalize_obs=self.config.normalize_obs)
 
     def prepare(self, replay: Replay) -> None:
         super().prepare(replay)

@@ -14,7 +14,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offrl.datasets.loading import load_dataset
+from offrl.datasets.loading import load_beside
 from offrl.datasets.offline import OfflineDataset
 from offrl.datasets.replay import Replay, transitions
 from offrl.errors import DataError
@@ -47,12 +47,13 @@ def demonstrations(
     """The transitions of `dataset` and of the expert together, or of the expert alone.
 
     The expert's are the `episodes` episodes of highest return (of equal ones, the first) in the
-    dataset that `expert` names, or in `dataset` itself where it is empty. Without `mixed` the view
-    has no other. Observations are standardised by the moments of what the view has. Raises
-    DataError where there are fewer episodes, or the two datasets are of different spaces.
+    dataset that `expert` names, read as `dataset` was, or in `dataset` itself where it is empty.
+    Without `mixed` the view has no other. Observations are standardised by the moments of what the
+    view has. Raises DataError where there are fewer episodes, or the two datasets are of different
+    spaces.
     """
     if expert:
-        marked = joined(dataset, _chosen(_marked(load_dataset(expert), episodes)))
+        marked = joined(dataset, _chosen(_marked(load_beside(dataset, expert), episodes)))
     else:
         marked = _marked(dataset, episodes)
     if not mixed:

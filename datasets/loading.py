@@ -82,6 +82,15 @@ def load_dataset(
     return screen(dataset, out_of_bounds, time_limit)
 
 
+def load_beside(dataset: OfflineDataset, name_or_path: str) -> OfflineDataset:
+    """A further dataset of the same task, by the options of `load_dataset` in `dataset.reading`."""
+    options = dict(dataset.reading)
+    path, _ = locate(name_or_path, data_dir=options.get("data_dir"))
+    if path is None or path.is_dir():
+        options.pop("action_bounds", None)  # Minari's state their own
+    return load_dataset(name_or_path, **options)
+
+
 def locate(
     asked: str,
     *,

@@ -94,6 +94,7 @@ class OfflineDataset:
     problems: tuple[str, ...] = ()  # found while reading; a sentence each
     next_obs: F32 | None = None  # (rows, obs) what followed each step, if not the row after it
     marks: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)  # (rows,) steps, by name
+    reading: Mapping[str, Any] = field(default_factory=dict)  # options for data that join these
 
     def __post_init__(self) -> None:
         if self.num_episodes == 0:

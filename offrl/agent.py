@@ -41,8 +41,9 @@ class Agent(nn.Module, ABC):
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # environment family -> settings
     suits: ClassVar[str] = ""  # the data that the method is for, in a few words
     stacked: ClassVar[bool] = True  # several seeds in the same kernels; else one after another
-    measure: ClassVar[str] = "action_error"  # of `validate`, by which the best is chosen without an
-    # environment
+    # of `validate`, by which the best is chosen without an environment; None: by nothing
+    measure: ClassVar[str | None] = "action_error"
+    datasets: ClassVar[tuple[str, ...]] = ()  # settings that name a further dataset
     config_class: ClassVar[type[Any]]  # of the settings; found here for agents of your own
     actor: nn.Module
     obs_mean: Tensor
@@ -79,6 +80,10 @@ class Agent(nn.Module, ABC):
         settings = self.config_dict()
         names = list(inspect.signature(transitions).parameters)[1:]
         return transitions(dataset, **{n: settings[n] for n in names if n in settings})
+
+    def held_out_view(self, dataset: OfflineDataset) -> Replay:
+        """What this agent is measured on: held-out episodes, seen like those it learns from."""
+        return self.view(dataset)
 
     def prepare(self, replay: Replay) -> None:
         """Derive from the data what `update` will need; once, before training or resuming."""

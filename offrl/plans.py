@@ -113,6 +113,13 @@ def plan(
     data = data or DataConfig()
     if data.data_dir is not None:
         data = replace(data, data_dir=os.path.abspath(data.data_dir))
+    reading = {
+        "out_of_bounds": data.out_of_bounds,
+        "time_limit": data.time_limit,
+        "default_env": env if isinstance(env, str) and env not in ("auto", NO_ENV) else None,
+        "action_bounds": data.action_bounds,
+        "data_dir": data.data_dir,
+    }
     source = None
     if isinstance(dataset, OfflineDataset):
         if data.action_bounds is not None:
@@ -123,22 +130,20 @@ def plan(
         dataset = screen_object(dataset, data.out_of_bounds, data.time_limit)
     else:
         asked = dataset
-        stated = env if isinstance(env, str) and env not in ("auto", NO_ENV) else None
-        dataset = load_dataset(
-            asked,
-            out_of_bounds=data.out_of_bounds,
-            time_limit=data.time_limit,
-            default_env=stated,
-            action_bounds=data.action_bounds,
-            data_dir=data.data_dir,
-        )
+        dataset = load_dataset(asked, **reading)
         source = None if isinstance(asked, Mapping) else _lasting(asked, data.data_dir)
+    if cls.datasets:
+        dataset = replace(dataset, reading=reading)
     env = dataset.env_id if env == "auto" else None if env == NO_ENV else env
     if env is None and data.validation is None:
-        data = replace(data, validation=_held_out(dataset.num_episodes))
+        share = 0.0 if cls.measure is None else _held_out(dataset.num_episodes)
+        data = replace(data, validation=share)
     played = env if isinstance(env, str) else dataset.env_id
     recipe, values = find_recipe(cls, recipe, families_of_data(played, dataset))
     train, agent_config = configure(TrainConfig(), defaults, {**values, **(settings or {})})
+    named = {name: getattr(agent_config, name) for name in cls.datasets}
+    lasting = {name: _lasting(text, data.data_dir) for name, text in named.items() if text}
+    agent_config = replace(agent_config, **lasting)
     return Plan(name, cls, agent_config, train, data, dataset, source, env, recipe, values)
 
 

@@ -109,7 +109,7 @@ class Trainer:
         self.fingerprint = replay.fingerprint
         held_out = None
         if validation is not None:
-            held_out = _mapped_like(agent.view(validation), replay).to(dtype)
+            held_out = _mapped_like(agent.held_out_view(validation), replay).to(dtype)
         size = replay.nbytes + (0 if held_out is None else held_out.nbytes)
         home = home_of(size, self.device)
         with enough_memory(self._remedy()):
@@ -131,9 +131,10 @@ class Trainer:
     def _best_by(self, validation: OfflineDataset | None) -> str:
         chosen = self.config.best_by
         if chosen == "auto":
-            if self.make_env is None:
-                return f"validation/{self.agent.measure}" if validation is not None else "none"
-            return "eval/return"
+            if self.make_env is not None:
+                return "eval/return"
+            known = validation is not None and self.agent.measure is not None
+            return f"validation/{self.agent.measure}" if known else "none"
         if chosen.startswith("eval/") and self.make_env is None:
             raise ConfigError(f"best_by is {chosen!r}, but there is no environment to evaluate in")
         if chosen.startswith("validation/") and validation is None:

@@ -295,6 +295,6 @@ def test_validation_takes_no_gradient_and_moves_nothing(name: str) -> None:
     batch, _ = inputs(agent, replay)
     before = {k: v.clone() for k, v in agent.state_dict().items()}
     measured = agent.validate(batch)
-    assert agent.measure in measured
+    assert agent.measure is None or agent.measure in measured
     assert all(v.shape == () and v.isfinite() for v in measured.values())
     assert all(torch.equal(v, before[k]) for k, v in agent.state_dict().items())

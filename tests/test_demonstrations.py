@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dataset_files import d4rl_arrays, write_d4rl
 from methods.odice_il import expert_file
 from problems import HIDDEN, walk
 
@@ -20,11 +21,15 @@ from offrl.datasets.demonstrations import (
     end_log_ratio,
     joined,
 )
+from offrl.datasets.minari import write_minari
 from offrl.datasets.offline import OfflineDataset, Spec
 from offrl.datasets.replay import transitions
 from offrl.errors import ConfigError, DataError, RunError
 from offrl.files import read_json
 from offrl.networks import Learners
+from offrl.plans import DataConfig, plan
+from offrl.policy import load_policy
+from offrl.training import TrainConfig, Trainer
 from offrl.types import Batch
 
 SMALL: dict[str, Any] = {"hidden": HIDDEN, "actor_hidden": HIDDEN, "batch_size": 8}
@@ -128,6 +133,88 @@ def test_the_ratio_of_ends_by_hand() -> None:
     alone = demonstrations(runs(9.0, 1.0, ends=(True, False)), mixed=False)
     assert end_log_ratio(alone) == pytest.approx(0.0, abs=1e-12)
     assert end_log_ratio(demonstrations(runs(9.0, 1.0))) == 0.0
+
+
+def test_held_out_episodes_are_measured_on_without_the_expert(tmp_path: Path) -> None:
+    data = walk(12)
+    for mixed in (True, False):
+        settings = {"expert": expert_file(), "mixed": mixed, "hidden": (8,), "actor_hidden": (8,)}
+        planned = plan(
+            "odice_il", data, "none", settings=settings, data=DataConfig(validation=0.25)
+        )
+        agent = ODICEIL(data.spec, planned.agent_config, Learners())
+        training, held_out = data.split(0.25, 0)
+        trainer = Trainer(
+            agent, training, held_out, TrainConfig(device="cpu"), [tmp_path], tmp_path
+        )
+        assert trainer.best_by == "none"
+        assert trainer.validation is not None
+        seen, alone = trainer.validation, transitions(held_out)
+        raw = seen.batch(seen.index).obs * seen.obs_std + seen.obs_mean
+        torch.testing.assert_close(raw, alone.batch(alone.index).obs, rtol=0, atol=1e-5)
+        assert torch.equal(seen.obs_mean, agent.obs_mean)
+
+
+def test_without_an_environment_nothing_is_held_out_unless_asked_for(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {**SMALL, "env": None, "steps": 2, "expert_episodes": 3}
+    run = train("odice_il", walk(20), out=tmp_path / "a", **settings)
+    assert read_json(tmp_path / "a" / "config.json")["data"]["validation"] == 0.0
+    assert run.summaries[0]["best_by"] == "none"
+    # The held-out part has two episodes, of which none has to be an expert's.
+    train("odice_il", walk(20), out=tmp_path / "b", validation=0.1, **settings)
+    lines = (tmp_path / "b" / "metrics.csv").read_text()
+    assert "validation/action_error" in lines
+    with pytest.raises(ConfigError, match="no episodes are held out"):
+        train("odice_il", walk(), out=tmp_path / "c", best_by="validation/action_error", **settings)
+
+
+def loud(path: Path, seed: int) -> Path:
+    """A flat file whose actions reach to twice the bounds that are assumed."""
+    arrays = d4rl_arrays([(12, "timeout"), (9, "timeout")], seed=seed)
+    return write_d4rl(path, {**arrays, "actions": 2.0 * arrays["actions"]})
+
+
+@pytest.mark.parametrize(
+    "reading", [{"out_of_bounds": "clip"}, {"action_bounds": (-2.0, 2.0)}], ids=str
+)
+def test_the_expert_is_read_as_the_data_is(reading: dict[str, Any], tmp_path: Path) -> None:
+    mixed, expert = (str(loud(tmp_path / f"{n}.hdf5", s)) for n, s in (("mixed", 0), ("best", 1)))
+    settings: dict[str, Any] = {**SMALL, "env": None, "steps": 2, "expert": expert}
+    with pytest.raises(DataError, match=r"mixed: .* actions .* are outside"):
+        train("odice_il", mixed, out=tmp_path / "run", **settings)
+    train("odice_il", mixed, out=tmp_path / "run", **settings, **reading)
+    found = load_policy(tmp_path / "run")
+    assert found.spec.action_high == ((2.0,) * 2 if "action_bounds" in reading else (1.0,) * 2)
+
+
+def test_an_expert_of_minari_states_its_own_bounds(tmp_path: Path) -> None:
+    write_minari(walk(3, seed=4), tmp_path / "best")
+    mixed = loud(tmp_path / "mixed.hdf5", 0)
+    settings: dict[str, Any] = {**SMALL, "env": None, "steps": 2, "action_bounds": (-2.0, 2.0)}
+    with pytest.raises(DataError, match=r"expert walk has action_low \(-1.0, -1.0\), but mixed"):
+        train("odice_il", mixed, out=tmp_path / "run", expert=str(tmp_path / "best"), **settings)
+
+
+def test_an_expert_s_name_is_looked_for_where_the_data_s_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf, here = tmp_path / "shelf", tmp_path / "here"
+    for folder in (shelf, here):
+        folder.mkdir()
+    for path in (shelf / "mixed.hdf5", shelf / "best.hdf5", here / "other.hdf5"):
+        write_d4rl(path, d4rl_arrays([(12, "timeout"), (9, "timeout")], seed=len(path.name)))
+    monkeypatch.chdir(here)
+    settings: dict[str, Any] = {**SMALL, "env": None, "steps": 2, "data_dir": "../shelf"}
+    for name, expert in (("best", shelf / "best.hdf5"), ("other.hdf5", here / "other.hdf5")):
+        out = tmp_path / name
+        stopped = train("odice_il", "mixed", out=out, expert=name, **settings)
+        assert read_json(out / "config.json")["agent_config"]["expert"] == str(expert)
+        monkeypatch.chdir(tmp_path)
+        assert train(resume=out).summaries == stopped.summaries
+        monkeypatch.chdir(here)
+    with pytest.raises(DataError, match="unknown dataset 'bets'"):
+        train("odice_il", "mixed", out=tmp_path / "none", expert="bets", **settings)
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_run_finds_its_expert_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
