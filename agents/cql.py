@@ -14,19 +14,20 @@ drawn from: CQL(H) by importance sampling, appendix F. Order within an update: t
 temperature w, the critics, their target, the multiplier v. L_Q has the policy and w as just
 stepped, and v from before its step; L_w has the log pi of L_pi, and L_v the gap of L_Q.
 
-The recipes are those of the CORL library, whose scores are on the v2 datasets; the authors ran v0
-with alpha 5 or 10, 1e-4 for the policy and 40,000 steps of cloning, in which log pi(a|s) of the
-logged action stands for min Q in L_pi (`bc_steps`). From the paper differ, in both codes as here:
-squared errors without 1/2, so that alpha is twice the paper's at the same effect; actions of pi(s')
-beside those of pi(s); no division of the sum by 3n, so that gap and tau are larger by T log 3n.
-From both codes: L_v is of v there and not of log v, and has no slope beyond 1e6, where v stays for
-good; ours comes back. From the authors' alone: there w is stepped before L_pi, and L_Q has the
-policy from before its step; `max_target_backup` takes each critic's best, then the least; log pi
-has 1e-6 inside the logarithm of tanh's slope, ours is exact. From CORL's alone: there L_pi, L_w and
-L_Q are all formed before the first step; v begins at e, here at 1 as the authors' does (log v gets
-from one to the other in 3,300 steps of 3e-4); on AntMaze one critic has 5 layers and the other 3,
-here both 5; the critics' first weights are orthogonal; log std is scaled and shifted by two numbers
-that are learned, from 1 and -1, and cut to [-20, 2]; here to [-5, 2], as the authors' is.
+The recipes are those of the CORL library, whose scores are on the v2 datasets and which scales the
+rewards of locomotion on hopper-medium alone; the authors ran v0 with alpha 5 or 10, 1e-4 for the
+policy and 40,000 steps of cloning, in which log pi(a|s) of the logged action stands for min Q in
+L_pi (`bc_steps`). From the paper differ, in both codes as here: squared errors without 1/2, so that
+alpha is twice the paper's at the same effect; actions of pi(s') beside those of pi(s); no division
+of the sum by 3n, so that gap and tau are larger by T log 3n. From both codes: L_v is of v there and
+not of log v, and has no slope beyond 1e6, where v stays for good; ours comes back. From the
+authors' alone: there w is stepped before L_pi, and L_Q has the policy from before its step;
+`max_target_backup` takes each critic's best, then the least; log pi has 1e-6 inside the logarithm
+of tanh's slope, ours is exact. From CORL's alone: there L_pi, L_w and L_Q are all formed before the
+first step; v begins at e, here at 1 as the authors' does (log v gets from one to the other in 3,300
+steps of 3e-4); on AntMaze one critic has 5 layers and the other 3, here both 5; the critics' first
+weights are orthogonal; log std is scaled and shifted by two numbers that are learned, from 1 and
+-1, and cut to [-20, 2]; here to [-5, 2], as the authors' is.
 
 With `cocoa` the networks see states as anchors and differences (offrl.cocoa). That paper's CQL has
 other settings than the locomotion recipe: `--alpha 5 --actor-lr 1e-4 --no-normalize-obs`. At its
@@ -77,6 +78,7 @@ class CQLConfig(SoftConfig, CocoaConfig):
     extra_critic_layers: int = 0  # that critics have more than the policy; 2 on AntMaze
     actor_lr: float = 3e-5  # of the policy and of its temperature; 1e-4 on AntMaze and Adroit
     normalize_obs: bool = True  # by the mean and deviation of the data
+    reward_by_return_range: bool = False  # scale by 1000 / (best - worst return)
     cocoa_rank: int = 32  # d, products summed in each feature of COCOA's networks
     cocoa_hidden: tuple[int, ...] = (256, 256, 256)  # of f and g; the last counts the features
 
@@ -105,6 +107,12 @@ class CQL(SoftAgent):
     suits = "dense rewards, any quality"
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "locomotion": {"alpha": 10.0, "actor_lr": 3e-5, "normalize_obs": True},
+        "hopper-medium": {
+            "alpha": 10.0,
+            "actor_lr": 3e-5,
+            "normalize_obs": True,
+            "reward_by_return_range": True,
+        },
         "antmaze": {
             "alpha": 5.0,
             "lagrange": True,

@@ -83,6 +83,7 @@ def test_cql(name: str, row: tuple[Any, ...]) -> None:
     assert has(found, hidden=(256, 256, 256), samples=10, lse_temperature=1.0, lr=3e-4)
     assert has(found, importance_sampling=True, backup_entropy=False, bc_steps=0)
     assert has(found, gamma=0.99, polyak=0.005, clip_high=float("inf"))
+    assert has(found, reward_by_return_range=name == "hopper-medium-v2")
 
 
 # CORL's configurations of AWAC: lambda is 0.3333 or 0.1; AntMaze's rewards are lowered by one.
