@@ -45,7 +45,7 @@ from offrl.types import Batch
 
 M = TypeVar("M", bound=nn.Module)
 
-FORMAT = 1  # of the cached file, and of what is fitted
+FORMAT = 2  # of the cached file, and of what is fitted
 STARTS = 300_000  # roll-outs at most, which is how many the authors' buffer holds
 STEPS = 5  # of a reverse roll-out
 DIRECTION, SPREAD = 0.8, 0.1  # of its actions
@@ -195,7 +195,7 @@ def fit_seeker(
     seeker = _seeker(states.shape[-1], actions.shape[-1]).to(states.device)
     optimizer = adam(seeker.parameters(), SEEKER_LR)
     move_rates([optimizer], states.device)
-    before, still = float("inf"), 0
+    before, still = float("nan"), 0  # which no loss is near
     with _bar("COCOA: anchor seeker", "batch") as bar:
         for epoch in range(epochs):
             order = Stream(0, "cocoa/seeker").block(epoch).permutation(len(states))

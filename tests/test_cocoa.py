@@ -13,6 +13,7 @@ import torch
 from problems import build, small_config, updates, walk
 from torch import Tensor
 
+import offrl.anchors
 from offrl import checkpoints, runtime
 from offrl.actors import GaussianActor, SquashedGaussianActor, actor_from_spec
 from offrl.agent import Agent
@@ -24,6 +25,7 @@ from offrl.datasets.replay import Replay, transitions
 from offrl.dynamics import DynamicsConfig, GaussianEnsemble
 from offrl.errors import ConfigError, DataError
 from offrl.networks import Learners, learner_view
+from offrl.streams import Stream
 from offrl.types import Batch
 
 SMALL = DynamicsConfig(
@@ -180,6 +182,22 @@ def test_the_seeker_fits_what_it_is_shown() -> None:
     assert float((torch.tanh(fit_seeker(states, actions, 1)(states)) - actions).square().mean()) > (
         float(error)
     )
+
+
+def test_the_seeker_ends_after_five_epochs_without_a_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[int] = []
+
+    class Counted(Stream):
+        def block(self, index: int) -> np.random.Generator:
+            drawn.append(index)
+            return super().block(index)
+
+    monkeypatch.setattr(offrl.anchors, "Stream", Counted)
+    monkeypatch.setattr(offrl.anchors, "SEEKER_LR", 0.0)
+    fit_seeker(torch.ones(64, 2), torch.ones(64, 1), 50)
+    assert drawn == list(range(6))  # the first epoch has none before it to be like
 
 
 # -- pairs ----------------------------------------------------------------------------------------
