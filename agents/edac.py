@@ -13,12 +13,12 @@ the policy, its temperature w, the critics, their target; L_pi has w from before
 log pi of L_pi, and y the policy and w that were just stepped. That departs from the authors' code,
 which forms all losses before the first step and then steps w, the policy and the critics, and from
 the CORL library, which goes one by one as here but begins with w, on a draw of its own. ES is over
-all pairs, as in the paper and in CORL; the published code draws min(N, dim(a)) critics at each
-update, which is weaker by N over that number. log pi is exact (both codes add 1e-6 inside the
+all pairs, as in the paper, in CORL and in the authors' code since January 2022; before that it drew
+min(N, dim(a)) critics at each update. log pi is exact (both codes add 1e-6 inside the
 logarithm of tanh's slope). At evaluation tanh of the mean is played.
 
-N and eta are those of the paper's tables as CORL runs them, which leaves out the random sets and
-does not standardise Adroit's rewards as the paper does.
+N and eta are those of the paper's tables as CORL runs them, which has none for the random,
+expert and full-replay sets and does not standardise Adroit's rewards as the paper does.
 """
 
 from collections.abc import Mapping
