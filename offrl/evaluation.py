@@ -7,6 +7,7 @@ beside it, not even in the last bit. Keeping the first n episodes to finish inst
 short ones.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -20,11 +21,12 @@ from offrl.envs.goals import FlattenKeys
 from offrl.envs.making import Env, make, shaped, spaces_match
 from offrl.envs.outcomes import Outcome
 from offrl.envs.references import reference_for
-from offrl.errors import ConfigError, RunError
+from offrl.errors import ConfigError, OffrlError, RunError
 from offrl.statistics import Interval, mode_coverage, t_interval, wilson_interval
 from offrl.streams import Stream
 
 SLOTS = 10
+ENDLESS = 100_000  # steps after which an episode without a time limit is taken to have no end
 
 
 @runtime_checkable
@@ -190,7 +192,8 @@ def evaluate(
     `target_return` is what a policy conditioned on returns is to aim at, instead of its own.
 
     Raises ConfigError where the environment does not fit the policy or it takes no target, RunError
-    where the environment gives a reward that is not finite.
+    where the environment gives a reward that is not finite, or states no time limit and does not
+    end an episode in 100,000 steps.
     """
     if episodes < 1 or (slots is not None and slots < 1):
         raise ConfigError(f"episodes ({episodes}) and slots ({slots}) must be at least 1")
@@ -278,12 +281,22 @@ def _play(
     rewards: dict[int, float] = {}
     total: dict[int, float] = {}
     steps: dict[int, int] = {}
+    sizes = {slot: _size(env) for slot, env in envs.items()}
     outcomes: dict[int, Outcome] = {}
+
+    def place(slot: int) -> str:
+        return f"step {steps[slot]} of start {current[slot]} (seed {starts[current[slot]]})"
 
     def begin(slot: int) -> None:
         episode = current[slot] = queues[slot].pop(0)
-        observations[slot], _ = envs[slot].reset(seed=starts[episode])
-        rewards[slot], total[slot], steps[slot] = 0.0, 0.0, 0
+        steps[slot] = 0
+        try:
+            observations[slot], _ = envs[slot].reset(seed=starts[episode])
+        except Exception as error:
+            raise _failed(error, place(slot)) from error
+        if np.size(observations[slot]) != sizes[slot]:
+            raise _misshapen(observations[slot], envs[slot], place(slot))
+        rewards[slot], total[slot] = 0.0, 0.0
         outcomes[slot] = Outcome()
         driver.begin(slot, episode)
 
@@ -293,25 +306,58 @@ def _play(
     while observations:
         actions = driver.actions(observations, rewards)
         for slot, action in actions.items():
-            obs, reward, terminated, truncated, info = envs[slot].step(
-                shaped(action, envs[slot].action_space)
-            )
-            observations[slot], rewards[slot] = obs, float(reward)
+            steps[slot] += 1
+            action = shaped(action, envs[slot].action_space)
+            try:
+                obs, reward, terminated, truncated, info = envs[slot].step(action)
+                rewards[slot] = float(reward)
+            except Exception as error:
+                raise _failed(error, place(slot)) from error
+            if not np.isfinite(rewards[slot]):
+                raise RunError(f"the environment gave the reward {reward} at {place(slot)}")
+            if np.size(obs) != sizes[slot]:
+                raise _misshapen(obs, envs[slot], place(slot))
+            observations[slot] = obs
             outcomes[slot] = outcomes[slot].after(info)
             total[slot] += rewards[slot]
-            steps[slot] += 1
-            if not np.isfinite(rewards[slot]):
-                raise RunError(
-                    f"the environment gave the reward {reward} at step {steps[slot]} of start "
-                    f"{current[slot]} (seed {starts[current[slot]]})"
-                )
             if terminated or truncated:
                 results[current[slot]] = _Played(total[slot], steps[slot], outcomes[slot])
                 if queues[slot]:
                     begin(slot)
                 else:
                     del observations[slot]
+            elif steps[slot] >= ENDLESS and not _time_limit(envs[slot]):
+                raise RunError(
+                    f"the environment did not end the episode until {place(slot)}, and states no "
+                    "time limit; give it one: max_episode_steps where it is registered, or "
+                    "gymnasium.wrappers.TimeLimit"
+                )
     return results
+
+
+def _failed(error: Exception, place: str) -> Exception:
+    """An error of the environment's own code as one of the run, which says where it arose."""
+    if isinstance(error, OffrlError):
+        return error
+    said = str(error).strip().partition("\n")[0]
+    return RunError(f"the environment failed at {place}: {type(error).__name__}: {said}")
+
+
+def _misshapen(obs: Any, env: Env, place: str) -> RunError:
+    return RunError(
+        f"the environment gave an observation of shape {np.shape(obs)} at {place}; its "
+        f"observation_space has shape {env.observation_space.shape}"
+    )
+
+
+def _size(env: Env) -> int:
+    """Entries of an observation; a dictionary counts as one."""
+    shape = env.observation_space.shape
+    return 1 if shape is None else math.prod(shape)
+
+
+def _time_limit(env: Env) -> int | None:
+    return None if env.spec is None else env.spec.max_episode_steps
 
 
 def _driver(

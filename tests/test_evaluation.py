@@ -286,3 +286,55 @@ def test_a_task_of_mujoco_repeats_itself() -> None:
     np.testing.assert_array_equal(both[0][:4], both[1])
     alone = evaluate(policy, make("Hopper-v5"), 4, slots=3).returns
     np.testing.assert_array_equal(alone, both[1])
+
+
+class Faulty(gymnasium.Env[Any, Any]):
+    """Never ends, and has one thing wrong from its second step on."""
+
+    observation_space = gymnasium.spaces.Box(-INF, INF, (2,))
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,))
+
+    def __init__(self, fault: str) -> None:
+        self.fault, self.at = fault, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        self.at = 0
+        return np.zeros(3 if self.fault == "reset" else 2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.at += 1
+        obs = np.zeros(5 if self.fault == "size" and self.at > 1 else 2, np.float32)
+        if self.at == 1 or self.fault in ("size", "endless"):
+            return obs, 1.0, False, False, {}
+        if self.fault == "raises":
+            raise ZeroDivisionError("integer division")
+        return (obs, 1.0, False, {}) if self.fault == "four" else (obs, None, False, False, {})
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("raises", r"failed at step 2 of start 0 \(seed \d+\): ZeroDivisionError: integer"),
+        ("four", r"failed at step 2 of start 0 .*: ValueError: not enough values to unpack"),
+        ("none", r"failed at step 2 of start 0 .*: TypeError: float\(\) argument"),
+        ("size", r"observation of shape \(5,\) at step 2 .* observation_space has shape \(2,\)"),
+        ("reset", r"observation of shape \(3,\) at step 0 .* observation_space has shape \(2,\)"),
+        ("endless", r"did not end the episode until step 60 of start 0 .*max_episode_steps"),
+    ],
+)
+def test_a_fault_of_the_environment_says_where(
+    fault: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("offrl.evaluation.ENDLESS", 60)
+    with pytest.raises(RunError, match=said):
+        evaluate(still, lambda: Faulty(fault), episodes=2)
+
+
+def test_a_stated_time_limit_may_be_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("offrl.evaluation.ENDLESS", 60)
+    gymnasium.register("Long-v0", lambda: Faulty("endless"), max_episode_steps=80)
+    try:
+        found = evaluate(still, "Long-v0", episodes=1)
+    finally:
+        del gymnasium.registry["Long-v0"]
+    assert found.lengths.tolist() == [80]
