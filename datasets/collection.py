@@ -115,12 +115,13 @@ def collect(request: Request) -> OfflineDataset:
     policy = None
     if request.policy is not None:
         policy = load_any_policy(request.policy, request.env_id, spec, request.seed)
+    by_sac = request.quality in BY_SAC and policy is None
+    behaviour = None if by_sac else _behaviour(request, policy, spec)
     try:
         _open_staging(request)
-        if request.quality in BY_SAC and policy is None:
+        if behaviour is None:
             episodes, facts = _from_sac(request, aims, spec)
         else:
-            behaviour = _behaviour(request, policy, spec)
             episodes = _rolled(request, behaviour, "episodes", request.steps or STEPS)
             facts = _rollout_facts(request)
             if policy is not None:

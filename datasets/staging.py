@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offrl.envs.outcomes import Outcome, succeeded
-from offrl.errors import DataError
+from offrl.errors import DataError, RunError
 
 
 class Staging:
@@ -76,6 +76,12 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         obs, reward, terminated, truncated, info = self.env.step(action)
+        first = np.shape(self._columns["obs"][0])
+        if np.shape(obs) != first:
+            raise RunError(
+                f"the environment observed {np.shape(obs)} at step {len(self._columns['obs'])} of "
+                f"an episode that began with {first}; every observation must be of its space"
+            )
         for name, value in (("obs", obs), ("action", action), ("reward", reward)):
             self._columns[name].append(np.array(value))
         self._columns["success"].append(succeeded(info))

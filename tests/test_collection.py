@@ -111,6 +111,15 @@ def test_recorder_keeps_what_the_environment_received_and_returned(tmp_path: Pat
     assert bool(episode["terminated"]) and not bool(episode["truncated"])
 
 
+def test_observations_of_another_shape_are_refused(tmp_path: Path) -> None:
+    env = Recorder(Drift(), Staging(tmp_path))
+    env.reset(seed=0)
+    env.step(np.array([0.5], np.float32))
+    env.env.step = lambda action: (np.zeros(5), 0.0, False, False, {})  # type: ignore[method-assign]
+    with pytest.raises(RunError, match=r"observed \(5,\) at step 2 of an episode that began with"):
+        env.step(np.array([0.5], np.float32))
+
+
 def test_an_end_at_the_time_limit_is_an_end(tmp_path: Path) -> None:
     env = Recorder(gymnasium.wrappers.TimeLimit(Drift(), 3), Staging(tmp_path))
     env.reset(seed=0)
@@ -470,6 +479,7 @@ def test_a_collection_is_resumed_only_with_its_own_settings(
         (("--quality", "random", "--steps", "0"), "--steps is 0"),
         (("--policy", "missing.npz"), "missing.npz cannot be read"),
         (("--policy", "missing"), "no such directory"),
+        (("--policy", "scripted"), "demonstrator"),
     ],
 )
 def test_requests_that_cannot_be_met(
