@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
 
 from offrl.agent import Agent
-from offrl.errors import ConfigError, RunError
+from offrl.errors import ConfigError, OffrlError, RunError
 from offrl.files import new_folder, read_json, write_json
 from offrl.networks import seed_axes
 from offrl.optim import parameters_of
@@ -127,8 +127,8 @@ def save(
                 write_json(partial / "state.json", state)
         except (OSError, SafetensorError) as error:
             raise RunError(
-                f"the checkpoint {path} could not be written: {error}. Earlier checkpoints are "
-                "untouched: free some space, then continue with --resume"
+                f"the checkpoint {path} could not be written: {error}. Earlier ones, if there are "
+                "any, are untouched: free some space, then continue with --resume"
             ) from None
     for folder in folders:
         for old in steps_in(folder)[:-keep]:
@@ -170,6 +170,14 @@ def latest_common_step(folders: Sequence[Path]) -> int:
     return max(common)
 
 
+def _remedy(folders: Sequence[Path], step: int) -> str:
+    """What to do about a damaged checkpoint, if every learner has an older one."""
+    older = set.intersection(*(set(steps_in(folder)) for folder in folders)) - {step}
+    if not older:
+        return ""
+    return f". Remove step-{step:09d} to go on from step {max(older):,}"
+
+
 def drop_after(folders: Sequence[Path], step: int) -> None:
     """Remove checkpoints that are newer than this step.
 
@@ -196,9 +204,15 @@ def load(folders: Sequence[Path], step: int, entries: Mapping[str, Entry]) -> li
     loaded, scalars = [], []
     for folder in folders:
         path = folder / f"step-{step:09d}"
-        state = read_json(path / "state.json")
+        try:
+            state = read_json(path / "state.json")
+        except OffrlError as error:
+            raise RunError(f"{error}{_remedy(folders, step)}") from None
         if not isinstance(state, dict) or "format" not in state:
-            raise RunError(f"{path / 'state.json'} is damaged: it is not the state of a learner")
+            raise RunError(
+                f"{path / 'state.json'} is damaged: it is not the state of a learner"
+                f"{_remedy(folders, step)}"
+            )
         if state["format"] != FORMAT:
             raise RunError(
                 f"{path} has checkpoint format {state['format']!r}; this version reads {FORMAT}"
@@ -206,7 +220,9 @@ def load(folders: Sequence[Path], step: int, entries: Mapping[str, Entry]) -> li
         try:
             loaded.append(load_file(path / "state.safetensors"))
         except (OSError, SafetensorError) as error:
-            raise RunError(f"{path / 'state.safetensors'} cannot be read: {error}") from None
+            raise RunError(
+                f"{path / 'state.safetensors'} cannot be read: {error}{_remedy(folders, step)}"
+            ) from None
         if loaded[-1].keys() != entries.keys():
             different = sorted(loaded[-1].keys() ^ entries.keys())
             raise RunError(

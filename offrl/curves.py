@@ -85,7 +85,7 @@ def read_curve(folder: Path, metric: str) -> RunCurve:
             names = sorted({name for _, name, _ in rows})
             raise RunError(
                 f"{folder / 'metrics.csv'} has no metric {metric!r}{near(metric, names)} (it has "
-                f"{', '.join(names) or 'no rows yet'})"
+                f"{', '.join(names) or 'no rows yet'}); --metric NAME draws another"
             )
         steps = np.array(sorted(points), np.int64)
         return RunCurve(

@@ -175,7 +175,13 @@ def resume_run(
         raise RunError(f"{folder} is a run of {record['agent']}, not of {find_agent(agent)[0]}")
     moved = {} if device is None else {"device": device}
     if dataset is None:
-        dataset = record["dataset"].get("source")
+        source = record["dataset"].get("source")
+        if source is not None and os.path.isabs(source) and not Path(source).exists():
+            raise RunError(
+                f"{folder} was trained on {source}, which does not exist; if it has moved, say "
+                "where it is: dataset (--dataset PATH)"
+            )
+        dataset = source
     if dataset is None:
         raise RunError(f"{folder} was trained on a dataset in memory; pass it as dataset=")
     try:

@@ -67,7 +67,9 @@ def find(path: str | os.PathLike[str]) -> Path:
             if (place / HEADER).is_file():
                 return place
     if not root.exists():
-        raise RunError(f"{root}: no such directory; give a run or a policy directory")
+        single = root.name.startswith("seed-") and (root.parent / "config.json").is_file()
+        hint = f"{root.parent} is a run of one learner" if single else "give a run or a policy"
+        raise RunError(f"{root}: no such directory; {hint}")
     seeds = sorted(p.name for p in root.glob("seed-*") if (p / "policy" / HEADER).is_file())
     if seeds:
         raise RunError(f"{root} holds several learners; choose one of {', '.join(seeds)}")

@@ -21,7 +21,7 @@ from offrl.registry import find_agent
 from offrl.training import TrainConfig
 
 USAGE = f"""usage: offrl train --agent NAME --dataset NAME_OR_PATH [settings]
-       offrl train --resume DIR [--device DEVICE] [--wandb PROJECT]
+       offrl train --resume DIR [--dataset PATH] [--device DEVICE] [--wandb PROJECT]
 
 agents: {", ".join(AGENTS)}, or package.module:Class of your own
 
@@ -48,6 +48,7 @@ def main(argv: list[str]) -> int:
     first = Parser("offrl train", add_help=False, allow_abbrev=False)
     first.add_argument("--agent")
     first.add_argument("--resume")
+    first.add_argument("--dataset")
     first.add_argument("--wandb")
     first.add_argument("--device")
     first.add_argument("-h", "--help", action="store_true")
@@ -58,12 +59,13 @@ def main(argv: list[str]) -> int:
     if chosen.resume is not None:
         if rest or chosen.agent:
             raise ConfigError(
-                "--resume takes no other setting than --device and --wandb: a run goes on with "
-                "those that it began with"
+                "--resume takes no other setting than --device, --wandb and, where its data has "
+                "moved, --dataset: a run goes on with those that it began with"
             )
         folder = Path(chosen.resume)
         callbacks = _callbacks(chosen.wandb, recorded(folder))
-        _report(resume_run(folder, callbacks=callbacks, device=chosen.device))
+        moved = chosen.dataset
+        _report(resume_run(folder, dataset=moved, callbacks=callbacks, device=chosen.device))
         return 0
     if chosen.agent is None:
         if not argv:

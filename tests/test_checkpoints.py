@@ -76,9 +76,15 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda r: set_entries(r / "config.json", "train", steps=...),
         "config.json is damaged: its 'train' has no 'steps'",
     ),
-    "half a checkpoint": (lambda r: shorten(r / LAST / "state.safetensors"), "cannot be read"),
+    "half a checkpoint": (
+        lambda r: shorten(r / LAST / "state.safetensors"),
+        "cannot be read: .*Remove step-000000012 to go on from step 6",
+    ),
     "no tensors": (lambda r: (r / LAST / "state.safetensors").unlink(), "cannot be read"),
-    "half a state": (lambda r: shorten(r / LAST / "state.json"), "state.json cannot be read"),
+    "half a state": (
+        lambda r: shorten(r / LAST / "state.json"),
+        "state.json cannot be read .*to go on from step 6",
+    ),
     "a number": (lambda r: write_json(r / LAST / "state.json", 3), "state.json is damaged"),
     "no meter": (lambda r: edit(r / LAST / "state.json", meter=...), "its entry 'meter' is not"),
     "no evaluations": (

@@ -295,6 +295,22 @@ def test_resuming_from_another_working_directory(
     assert config_of(out)["dataset"]["source"] == str(files / "sound.hdf5")
 
 
+def test_a_run_whose_data_has_moved_is_told_where(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = tmp_path / "data.hdf5", tmp_path / "run"
+    data.write_bytes((files / "sound.hdf5").read_bytes())
+    assert main(["train", "--agent", "bc", "--dataset", str(data), *SHORT, "--out", str(out)]) == 0
+    moved = data.rename(tmp_path / "moved.hdf5")
+    capsys.readouterr()
+    assert main(["train", "--resume", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert "run was trained on" in said and "--dataset PATH" in said and said.count("\n") == 1
+    assert main(["train", "--resume", str(out), "--dataset", str(moved)]) == 0
+    # Other data under that name is not the run's.
+    assert main(["train", "--resume", str(out), "--dataset", "hopper-medium-replay"]) != 0
+
+
 def test_a_run_in_progress_has_no_policy_yet(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
