@@ -67,8 +67,8 @@ class Archive:
             shown = ", ".join(self.names[:12]) + (", ..." if len(self.names) > 12 else "")
             raise DataError(
                 f"{self.path} has no column {key!r}{near(key, self.names)} (it has: {shown}). "
-                "Say which columns to read with --observations KEY, --actions KEY and so on "
-                "(columns=Columns(...) in Python)"
+                "Say which columns to read: offrl data import FILE --observations KEY --actions "
+                "KEY and so on makes a dataset of them (columns=Columns(...) in Python)"
             )
         return self._open(key)
 

@@ -180,7 +180,15 @@ def _flags(columns: FlatColumns, column: Column | None, total: int) -> Bools:
     begin = 0
     for block in column.blocks(_block_rows(column)):
         _require_finite(columns, column, block, begin)
-        flags[begin : begin + len(block)] = block.reshape(-1) != 0
+        values = block.reshape(-1)
+        other = np.flatnonzero((values != 0) & (values != 1))
+        if len(other):
+            refuse(
+                columns,
+                f"column {column.name!r} has {values[other[0]]} in row {begin + int(other[0])}; "
+                "flags are 0 or 1",
+            )
+        flags[begin : begin + len(block)] = values != 0
         begin += len(block)
     return flags
 

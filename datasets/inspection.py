@@ -23,7 +23,7 @@ def inspect(dataset: OfflineDataset) -> dict[str, Any]:
     """Sizes, returns, lengths, action saturation, transition counts and problems; JSON-able."""
     note = _returns_note(dataset)
     reference = dataset.reference
-    returns = dataset.returns()
+    returns, spec = dataset.returns(), dataset.spec
     facts: dict[str, Any] = {
         "name": dataset.name,
         "env_id": dataset.env_id,
@@ -31,6 +31,7 @@ def inspect(dataset: OfflineDataset) -> dict[str, Any]:
         "steps": dataset.num_steps,
         "episodes": dataset.num_episodes,
         "obs_dim": dataset.obs_dim,
+        "discrete_actions": len(spec.action_low) if spec.action_kind == "discrete" else 0,
         "act_dim": dataset.act_dim,
         "megabytes": round(_bytes(dataset) / 1e6, 1),
         "returns": _spread(returns),
@@ -72,12 +73,14 @@ def report(facts: dict[str, Any], returns: NDArray[np.float64]) -> str:
         lines.append(f"  scores       {_line(facts['scores'])}")
         lines.append(f"               0 is {r['min']:g}, 100 is {r['max']:g}; {r['source']}")
     ends, actions = facts["ends"], facts["actions"]
+    discrete = f"{facts['discrete_actions']:,} discrete ones, which no agent learns from; "
+    discrete = discrete if facts["discrete_actions"] else ""
     lines += [
         f"  lengths      {_line(facts['lengths'])}",
         f"  ends         {ends['terminated']:,} terminated, {ends['truncated']:,} truncated, "
         f"{ends['unmarked']:,} unmarked; final observation known in {ends['final_known']:,}",
         f"  rewards      {_line(facts['reward'])} a step",
-        f"  actions      from {actions['least']:.3g} to {actions['greatest']:.3g}; "
+        f"  actions      {discrete}from {actions['least']:.3g} to {actions['greatest']:.3g}; "
         f"{100 * actions['saturated']:.1f} % of components at their bounds (most in component "
         f"{actions['most_saturated']}: {100 * actions['most_saturated_share']:.1f} %)",
         f"  transitions  {facts['transitions']:,} to learn from; D4RL's qlearning_dataset: "
@@ -100,7 +103,8 @@ def draw_histogram(dataset: OfflineDataset, path: Path) -> None:
     returns = dataset.returns()
     figure = Figure(figsize=(5.0, 3.0), dpi=150, layout="constrained")
     axes = figure.subplots()
-    axes.hist(returns, bins=min(50, max(10, dataset.num_episodes // 10)), color="#4477aa")
+    edges = _edges(returns, min(50, max(10, dataset.num_episodes // 10)))
+    axes.hist(returns, bins=edges.tolist(), color="#4477aa")
     axes.axvline(float(returns.mean()), color="black", linestyle="--", linewidth=1)
     axes.set_title(
         f"{dataset.name}: {dataset.num_episodes:,} episodes, mean {returns.mean():,.0f}", fontsize=9
@@ -239,8 +243,19 @@ def _cut(dataset: OfflineDataset) -> NDArray[np.bool_]:
     return cut
 
 
+def _edges(returns: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
+    """Of equal bins from the least return to the greatest, or about the one that all have."""
+    low, high = float(returns.min()), float(returns.max())
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        half = max(0.5, 1e-3 * abs(low))
+        low, high = low - half, high + half
+    edges: NDArray[np.float64] = np.linspace(low, high, bins + 1)
+    return edges
+
+
 def _bars(returns: NDArray[np.float64], bins: int = 12, width: int = 50) -> list[str]:
-    counts, edges = np.histogram(returns, bins=bins)
+    edges = _edges(returns, bins)
+    counts, _ = np.histogram(returns, bins=edges)
     most = max(1, int(counts.max()))
     return [
         f"    {edges[i]:>10,.1f} to {edges[i + 1]:>10,.1f} {'#' * -(-width * int(c) // most)} {c}"

@@ -6,13 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from offrl.datasets.columns import Columns, load_columns
 from offrl.datasets.d4rl import load_d4rl_file, load_d4rl_mapping
 from offrl.datasets.download import fetch
 from offrl.datasets.names import Named, named_by_file, named_sets
 from offrl.datasets.offline import OfflineDataset
 from offrl.datasets.origin import Bounds, Origin
-from offrl.datasets.screening import OWN, OutOfBounds, TimeLimit, screen
+from offrl.datasets.screening import OWN, OutOfBounds, TimeLimit, bounded, screen
 from offrl.errors import ConfigError, DataError, near
 from offrl.files import cache_folder
 
@@ -45,9 +47,10 @@ def load_dataset(
 
     Two faults are refused. Actions outside their bounds: `out_of_bounds` "clip" or "keep" loads
     them. Terminals that fall on the time limit: `time_limit` in steps makes those truncations,
-    "keep" leaves them. `env_id` and `action_bounds` (low, high) say for flat files what they do
-    not hold; `default_env` stands for `env_id` where nothing else tells the environment. All this
-    is recorded in the provenance. Raises DataError or ConfigError.
+    "keep" leaves them. `env_id` says for flat files what they do not hold, and `action_bounds`
+    (low, high) for these and for Minari's whose own are not finite; `default_env` stands for
+    `env_id` where nothing else tells the environment. All this is recorded in the provenance.
+    Raises DataError or ConfigError.
     """
     steps = time_limit if isinstance(time_limit, int) else None
     origin = Origin("dictionary", None, env_id, default_env, action_bounds, steps)
@@ -63,13 +66,15 @@ def load_dataset(
     if path is None:
         from offrl.datasets.minari import load_minari_id
 
-        _refuse_flat_facts(asked, env_id, action_bounds, columns)
+        _refuse_flat_facts(asked, env_id, columns)
         dataset = load_minari_id(asked.removeprefix("minari:"), minari_root(), download=download)
+        dataset = dataset if action_bounds is None else bounded(dataset, action_bounds)
         return screen(dataset, out_of_bounds, time_limit, OWN)
     name = asked if named is not None or _is_name(asked) else path.stem
     if path.is_dir():
-        _refuse_flat_facts(asked, env_id, action_bounds, columns)
+        _refuse_flat_facts(asked, env_id, columns)
         dataset = _load_folder(path, name if _is_name(asked) else None)
+        dataset = dataset if action_bounds is None else bounded(dataset, action_bounds)
         return screen(dataset, out_of_bounds, time_limit, OWN)
     else:
         named = named or named_by_file(path.name)
@@ -86,9 +91,12 @@ def load_beside(dataset: OfflineDataset, name_or_path: str) -> OfflineDataset:
     """A further dataset of the same task, by the options of `load_dataset` in `dataset.reading`."""
     options = dict(dataset.reading)
     path, _ = locate(name_or_path, data_dir=options.get("data_dir"))
-    if path is None or path.is_dir():
-        options.pop("action_bounds", None)  # Minari's state their own
-    return load_dataset(name_or_path, **options)
+    if path is not None and not path.is_dir():
+        return load_dataset(name_or_path, **options)
+    bounds = options.pop("action_bounds", None)
+    found = load_dataset(name_or_path, **options)
+    low, high = found.spec.action_low, found.spec.action_high
+    return found if bounds is None or np.isfinite([low, high]).all() else bounded(found, bounds)
 
 
 def locate(
@@ -221,6 +229,6 @@ def _load_folder(path: Path, name: str | None) -> OfflineDataset:
 def _refuse_flat_facts(asked: str, *facts: Any) -> None:
     if any(fact is not None for fact in facts):
         raise ConfigError(
-            f"{asked} is a Minari dataset, which states its environment, bounds and columns; "
-            "env_id, action_bounds and columns are for flat files"
+            f"{asked} is a Minari dataset, which states its environment and columns; env_id and "
+            "columns are for flat files"
         )

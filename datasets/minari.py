@@ -300,10 +300,10 @@ def _reference(
         stated = metadata.get("offrl", {}).get("reference_source")
         try:
             return Reference(float(low), float(high), stated or "the dataset's own metadata")
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, DataError):
             raise DataError(
                 f"{path}: ref_min_score is {low!r} and ref_max_score {high!r}; both must be "
-                "numbers, or absent"
+                "finite numbers that differ, or absent"
             ) from None
     return reference_for(dataset_id) or (None if env_id is None else reference_for(env_id))
 

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import isfinite
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +27,13 @@ class Reference:
     min: float
     max: float
     source: str
+
+    def __post_init__(self) -> None:
+        if not (isfinite(self.min) and isfinite(self.max) and self.min != self.max):
+            raise DataError(
+                f"reference returns of {self.min:g} for score 0 and {self.max:g} for score 100 "
+                f"({self.source}); they must be finite and differ"
+            )
 
     def score(self, value: float | ArrayLike) -> F64:
         """100 (return - min) / (max - min)."""
@@ -65,10 +73,13 @@ class Spec:
                     )
 
     @classmethod
-    def unbounded(cls, obs_dim: int, act_dim: int) -> "Spec":
-        """Any observation; actions in [-1, 1], the convention of robot learning data."""
+    def unbounded(
+        cls, obs_dim: int, act_dim: int, action_bounds: tuple[float, float] | None = None
+    ) -> "Spec":
+        """Any observation; actions in [-1, 1], the convention of robot data, unless told."""
         inf = float("inf")
-        return cls((-inf,) * obs_dim, (inf,) * obs_dim, (-1.0,) * act_dim, (1.0,) * act_dim)
+        low, high = action_bounds or (-1.0, 1.0)
+        return cls((-inf,) * obs_dim, (inf,) * obs_dim, (low,) * act_dim, (high,) * act_dim)
 
 
 @dataclass(frozen=True, eq=False)
@@ -373,18 +384,20 @@ class OfflineDataset:
         episodes: Sequence[Mapping[str, ArrayLike]],
         *,
         spec: Spec | None = None,
+        action_bounds: tuple[float, float] | None = None,
         **fields: Any,
     ) -> "OfflineDataset":
         """From a mapping per episode: `obs`, `action`, `reward`, `terminated`, `truncated`.
 
         `obs` is (T + 1, obs), or (T, obs) where the last one is not known; `action` (T, act),
         `reward` (T,). The two flags are one value for the whole episode or (T,), whose last
-        entry counts; absent, the episode counts as truncated. Further keyword arguments are
-        fields of the dataset. Raises DataError where lengths disagree.
+        entry counts; absent, the episode counts as truncated. `action_bounds` (low, high) are
+        those of every component where there is no `spec`; without either [-1, 1]. Further keyword
+        arguments are fields of the dataset. Raises DataError where lengths disagree.
         """
         name = fields.get("name", "episodes")
         made, sizes = rows_of_episodes(name, episodes)
-        spec = spec or Spec.unbounded(*sizes)
+        spec = spec or Spec.unbounded(*sizes, action_bounds)
         return cls(*made, spec, **fields)
 
     @classmethod
@@ -398,18 +411,20 @@ class OfflineDataset:
         next_observations: ArrayLike | None = None,
         *,
         spec: Spec | None = None,
+        action_bounds: tuple[float, float] | None = None,
         **fields: Any,
     ) -> "OfflineDataset":
         """From flat columns, one row a step, episodes one after another (D4RL's layout).
 
         An episode ends where `terminals` or `timeouts` is set, at the last row, and where
         `next_observations` contradicts the row that follows, beyond rounding, which `problems`
-        then reports. Raises DataError where lengths disagree.
+        then reports. `spec`, `action_bounds` and further keyword arguments are as in
+        `from_episodes`. Raises DataError where lengths disagree.
         """
         name = fields.get("name", "arrays")
         columns = (observations, actions, rewards, terminals, timeouts, next_observations)
         made, sizes, found = rows_of_columns(name, *columns)
-        spec = spec or Spec.unbounded(*sizes)
+        spec = spec or Spec.unbounded(*sizes, action_bounds)
         provenance = {"timeouts_in_file": timeouts is not None, **fields.pop("provenance", {})}
         problems = (*fields.pop("problems", ()), *found)
         return cls(*made, spec, provenance=provenance, problems=problems, **fields)

@@ -8,8 +8,9 @@ import numpy as np
 from offrl.datasets.flat import Episodes, FlatColumns, read_flat
 from offrl.datasets.names import Layout, Named, layout_of
 from offrl.datasets.offline import OfflineDataset, Reference, Spec
+from offrl.datasets.screening import action_pair
 from offrl.envs.references import reference_for
-from offrl.errors import ConfigError, DataError
+from offrl.errors import DataError
 
 Bounds = tuple[float, float]
 
@@ -89,7 +90,7 @@ class Origin:
             elif isinstance(space, gymnasium.spaces.Discrete):
                 low = high = int(space.n)
         if self.action_bounds is not None:
-            low, high = _pair(self.action_bounds)
+            low, high = action_pair(self.action_bounds)
         return low, high, limit
 
     def _identity(
@@ -114,7 +115,7 @@ class Origin:
         obs_dim, act_dim = columns.observations.shape[1], episodes.rows.shape[1]
         act_dim -= obs_dim + 3
         unbounded = Spec.unbounded(obs_dim, act_dim)
-        if len(columns.actions.shape) == 1:
+        if len(columns.actions.shape) == 1 and self.action_bounds is None:
             n = low if isinstance(low, int) else int(episodes.rows[:, obs_dim].max()) + 1
             return Spec(unbounded.obs_low, unbounded.obs_high, (0.0,) * n, (1.0,) * n, "discrete")
         if low is None:
@@ -136,16 +137,3 @@ class Origin:
             f"{difference}. Choose the environment that the data came from (env_id, or "
             "env of offrl.train; --env)"
         )
-
-
-def _pair(bounds: Any) -> Bounds:
-    try:
-        low, high = (float(bound) for bound in bounds)
-        if -np.inf < low < high < np.inf:
-            return low, high
-    except (TypeError, ValueError):
-        pass
-    raise ConfigError(
-        f"action_bounds is {bounds!r}; give two finite numbers, the low one first "
-        "(--action-bounds LOW HIGH)"
-    )

@@ -156,8 +156,8 @@ def action_maps(dataset: OfflineDataset) -> tuple[F64, F64]:
         i = int(unbounded[0])
         raise DataError(
             f"{dataset.name}: component {i} of the actions has the bounds [{low[i]:g}, "
-            f"{high[i]:g}], which cannot be mapped to [-1, 1]; give the dataset a spec with finite "
-            "action_low and action_high"
+            f"{high[i]:g}], which cannot be mapped to [-1, 1]; state them with action_bounds "
+            "(--action-bounds LOW HIGH)"
         )
     return (high + low) / 2, np.where(high > low, (high - low) / 2, 1.0)
 

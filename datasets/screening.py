@@ -23,7 +23,7 @@ FLAT = (
     "with action_bounds (--action-bounds LOW HIGH)"
 )
 OWN = "; the bounds are the dataset's own"
-OBJECT = "; or make the dataset with other bounds, as its spec"
+OBJECT = "; or make the dataset with the bounds it has (action_bounds=(LOW, HIGH))"
 
 
 def screen(
@@ -50,6 +50,42 @@ def screen_object(
     if out_of_bounds == "clip" or isinstance(time_limit, int):
         dataset = replace(dataset, rows=dataset.rows.copy())
     return screen(dataset, out_of_bounds, time_limit, OBJECT)
+
+
+def bounded(dataset: OfflineDataset, action_bounds: tuple[float, float]) -> OfflineDataset:
+    """With these bounds for every component of the actions whose own are not finite.
+
+    Raises ConfigError where the dataset states all of its bounds.
+    """
+    spec = dataset.spec
+    low, high = np.array(spec.action_low), np.array(spec.action_high)
+    if np.isfinite([low, high]).all():
+        raise ConfigError(
+            f"action_bounds is {action_bounds}, but {dataset.name} states bounds of its own, "
+            f"{low.min():g} to {high.max():g}; leave action_bounds out (--action-bounds)"
+        )
+    least, most = action_pair(action_bounds)
+    told = replace(
+        spec,
+        action_low=tuple(np.where(np.isfinite(low), low, least).tolist()),
+        action_high=tuple(np.where(np.isfinite(high), high, most).tolist()),
+    )
+    note = f"not stated: [{least:g}, {most:g}] as asked"
+    return replace(dataset, spec=told, provenance={**dataset.provenance, "action_bounds": note})
+
+
+def action_pair(bounds: Any) -> tuple[float, float]:
+    """Two finite numbers, the low one first; ConfigError for anything else."""
+    try:
+        low, high = (float(bound) for bound in bounds)
+        if -np.inf < low < high < np.inf:
+            return low, high
+    except (TypeError, ValueError):
+        pass
+    raise ConfigError(
+        f"action_bounds is {bounds!r}; give two finite numbers, the low one first "
+        "(--action-bounds LOW HIGH)"
+    )
 
 
 def outside(dataset: OfflineDataset) -> tuple[int, float, float]:

@@ -56,7 +56,8 @@ class Agent(nn.Module, ABC):
         if spec.action_kind != "box":
             raise ConfigError(
                 f"{type(self).__name__} takes continuous actions; this dataset has "
-                f"{spec.action_kind} actions"
+                f"{spec.action_kind} actions. Whole numbers that are those of one actuator are "
+                "read as such with their bounds: action_bounds (--action-bounds LOW HIGH)"
             )
         self.config, self.spec, self.learners = config, spec, learners
         self.obs_dim, self.act_dim = len(spec.obs_low), len(spec.action_low)

@@ -11,7 +11,7 @@ from offrl.datasets.corruption import families_of_data
 from offrl.datasets.loading import SHIPPED, load_dataset, locate
 from offrl.datasets.names import named_sets
 from offrl.datasets.offline import OfflineDataset, Reference
-from offrl.datasets.screening import screen_object
+from offrl.datasets.screening import bounded, screen_object
 from offrl.envs.references import reference_for
 from offrl.errors import ConfigError, near
 from offrl.registry import find_agent, find_recipe
@@ -55,6 +55,13 @@ class Plan:
     env: EnvLike
     recipe: str
     recipe_values: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        """Settings that name a dataset hold in every working directory, as `source` does."""
+        named = {name: getattr(self.agent_config, name) for name in self.cls.datasets}
+        lasting = {name: _lasting(text, self.data.data_dir) for name, text in named.items() if text}
+        if lasting:
+            object.__setattr__(self, "agent_config", replace(self.agent_config, **lasting))
 
     @property
     def reference(self) -> Reference | None:
@@ -113,7 +120,7 @@ def plan(
     data = data or DataConfig()
     if data.data_dir is not None:
         data = replace(data, data_dir=os.path.abspath(data.data_dir))
-    reading = {
+    reading: dict[str, Any] = {
         "out_of_bounds": data.out_of_bounds,
         "time_limit": data.time_limit,
         "default_env": env if isinstance(env, str) and env not in ("auto", NO_ENV) else None,
@@ -123,10 +130,7 @@ def plan(
     source = None
     if isinstance(dataset, OfflineDataset):
         if data.action_bounds is not None:
-            raise ConfigError(
-                f"action_bounds is {data.action_bounds}, but {dataset.name} is a dataset already; "
-                "make it with these bounds, as its spec"
-            )
+            dataset = bounded(dataset, data.action_bounds)
         dataset = screen_object(dataset, data.out_of_bounds, data.time_limit)
     else:
         asked = dataset
@@ -141,9 +145,6 @@ def plan(
     played = env if isinstance(env, str) else dataset.env_id
     recipe, values = find_recipe(cls, recipe, families_of_data(played, dataset))
     train, agent_config = configure(TrainConfig(), defaults, {**values, **(settings or {})})
-    named = {name: getattr(agent_config, name) for name in cls.datasets}
-    lasting = {name: _lasting(text, data.data_dir) for name, text in named.items() if text}
-    agent_config = replace(agent_config, **lasting)
     return Plan(name, cls, agent_config, train, data, dataset, source, env, recipe, values)
 
 

@@ -112,6 +112,17 @@ def test_discrete_actions_are_whole_numbers_in_one_column(tmp_path: Path) -> Non
         load_dataset(tmp_path / "a.npz", env_id="CartPole-v1")
 
 
+def test_whole_numbers_with_bounds_are_those_of_one_actuator(tmp_path: Path) -> None:
+    actions = np.arange(12) * 20 - 120
+    path = _save(tmp_path / "a.npz", d4rl_arrays(EPISODES) | {"actions": actions})
+    with pytest.raises(DataError, match=r"outside \{0, \.\.\., 100\}"):
+        load_dataset(path)
+    dataset = load_dataset(path, action_bounds=(-255.0, 255.0))
+    assert dataset.spec.action_kind == "box"
+    assert (dataset.spec.action_low, dataset.spec.action_high) == ((-255.0,), (255.0,))
+    assert dataset.action.tolist() == actions[:, None].tolist()
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "unequal": ({"rewards": np.zeros(9)}, "unequal length: .*actions 12, rewards 9"),
     "flat observations": ({"observations": np.zeros(12)}, r"shape \(12,\); expected \(steps, comp"),
@@ -119,6 +130,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "text": ({"rewards": np.array(["a"] * 12)}, "type <U1; expected numbers"),
     "complex": ({"actions": np.zeros((12, 2), complex)}, "complex128; expected numbers"),
     "other next": ({"next_observations": np.zeros((12, 4))}, "'next_observations' has shape"),
+    "odd flags": (
+        {"terminals": np.repeat([0.0, 0.5], [7, 5])},
+        "column 'terminals' has 0.5 in row 7; flags are 0 or 1",
+    ),
     "images": ({"observations": np.zeros((12, 8, 8, 3))}, "images are not supported"),
 }
 
@@ -163,7 +178,8 @@ def test_missing_columns_name_the_near_ones_and_the_remedy(tmp_path: Path) -> No
     arrays = d4rl_arrays(EPISODES)
     arrays["reward"] = arrays.pop("rewards")
     with pytest.raises(
-        DataError, match=r"no column 'rewards', did you mean 'reward'.*--actions KEY"
+        DataError,
+        match=r"no column 'rewards', did you mean 'reward'.*offrl data import FILE .*--actions KEY",
     ):
         load_dataset(write_d4rl(tmp_path / "a.hdf5", arrays))
     with pytest.raises(DataError, match="nothing says where episodes end"):

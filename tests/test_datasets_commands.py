@@ -47,6 +47,20 @@ def test_list_prints_names_and_where_they_are(
     assert main(["data", "list", "no-such-thing"]) == 2
 
 
+def test_info_of_equal_returns_however_large_and_of_discrete_actions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arrays = d4rl_arrays([(3, "timeout"), (3, "timeout")])
+    for reward in (1e30, 0.0):
+        path = tmp_path / f"{reward:g}.npz"
+        np.savez(path, **arrays | {"rewards": np.full(6, reward), "actions": np.arange(6) % 3})
+        picture = tmp_path / f"{reward:g}.png"
+        assert main(["data", "info", str(path), "--histogram", str(picture)]) == 0
+        printed = capsys.readouterr().out
+        assert "3 discrete ones, which no agent learns from; from 0 to 2" in printed
+        assert printed.count("#" * 50) == 1 and picture.exists()
+
+
 def test_info_prints_sizes_both_counts_and_problems(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

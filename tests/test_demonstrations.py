@@ -14,6 +14,7 @@ from problems import HIDDEN, walk
 
 from offrl import train
 from offrl.agents import ODICEIL, ODICEILConfig
+from offrl.cli import main
 from offrl.datasets.demonstrations import (
     EXPERT,
     Demonstrations,
@@ -212,6 +213,11 @@ def test_an_expert_s_name_is_looked_for_where_the_data_s_is(
         monkeypatch.chdir(tmp_path)
         assert train(resume=out).summaries == stopped.summaries
         monkeypatch.chdir(here)
+    words = "--agent odice_il --dataset mixed --data-dir ../shelf --expert other.hdf5 --env none"
+    small = "--steps 2 --hidden 8 --actor-hidden 8 --out ../cli"
+    assert main(["train", *words.split(), *small.split()]) == 0
+    stored = read_json(tmp_path / "cli" / "config.json")["agent_config"]["expert"]
+    assert stored == str(here / "other.hdf5")
     with pytest.raises(DataError, match="unknown dataset 'bets'"):
         train("odice_il", "mixed", out=tmp_path / "none", expert="bets", **settings)
     assert not (tmp_path / "none").exists()

@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from problems import ACT, Drift, walk
 from offrl import checkpoints, experiment
 from offrl.agents import BC
 from offrl.cli import main
-from offrl.datasets.offline import OfflineDataset
+from offrl.datasets.minari import write_minari
+from offrl.datasets.offline import OfflineDataset, Spec
 from offrl.errors import ConfigError, DataError, OffrlError, RunError
 from offrl.experiment import resume_run, train
 from offrl.files import read_json
@@ -141,7 +143,9 @@ def loud(steps: int = 60) -> OfflineDataset:
 def test_a_dataset_in_memory_is_screened_like_a_file(tmp_path: Path) -> None:
     data = loud()
     rows, fingerprint = data.rows.copy(), data.fingerprint
-    with pytest.raises(DataError, match=r"loud: .*outside \[-1, 1\].*make the dataset with other"):
+    with pytest.raises(
+        DataError, match=r"loud: .*outside \[-1, 1\].*make the dataset with the bounds"
+    ):
         plan("bc", data, env=None)
     with pytest.raises(DataError, match=r"6 of the 6 terminals are at step 10"):
         plan("bc", data, env=None, data=DataConfig(out_of_bounds="clip"))
@@ -154,8 +158,38 @@ def test_a_dataset_in_memory_is_screened_like_a_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(data.rows, rows)
     kept = plan("bc", data, env=None, data=DataConfig(out_of_bounds="keep", time_limit="keep"))
     assert kept.dataset.rows is data.rows
-    with pytest.raises(ConfigError, match=r"loud is a dataset already"):
+    with pytest.raises(ConfigError, match=r"loud states bounds of its own, -1 to 1; leave"):
         plan("bc", data, env=None, data=DataConfig(action_bounds=(-2.0, 2.0)))
+
+
+def test_bounds_that_data_do_not_state_are_told(tmp_path: Path) -> None:
+    spec = Spec((-np.inf,) * 3, (np.inf,) * 3, (-np.inf, -1.0), (np.inf, 3.0))
+    data = replace(walk(), spec=spec)
+    write_minari(data, tmp_path / "free")
+    settings: dict[str, Any] = {**SETTINGS, "env": None}
+    for dataset in (data, tmp_path / "free"):
+        with pytest.raises(DataError, match=r"bounds \[-inf, inf\].*--action-bounds LOW HIGH"):
+            train("bc", dataset, out=tmp_path / "no", **settings)
+        told = plan("bc", dataset, env=None, data=DataConfig(action_bounds=(-2.0, 2.0))).dataset
+        assert (told.spec.action_low, told.spec.action_high) == ((-2.0, -1.0), (2.0, 3.0))
+        assert told.provenance["action_bounds"] == "not stated: [-2, 2] as asked"
+    run = train(
+        "bc", tmp_path / "free", out=tmp_path / "run", action_bounds=(-2.0, 2.0), **settings
+    )
+    assert load_policy(run.folders[0]).spec.action_high == (2.0, 3.0)
+
+
+def test_bounds_of_arrays() -> None:
+    arrays = d4rl_arrays([(10, "timeout")], next_observations=False)
+    made = OfflineDataset.from_arrays(*arrays.values(), action_bounds=(-2.0, 2.0))
+    assert made.spec == Spec.unbounded(3, 2, (-2.0, 2.0))
+    assert made.spec.action_low == (-2.0, -2.0) and made.spec.action_high == (2.0, 2.0)
+    episode = {"obs": np.zeros((3, 1)), "action": np.zeros((2, 1)), "reward": np.zeros(2)}
+    assert OfflineDataset.from_episodes([episode], action_bounds=(0.0, 5.0)).spec.action_high == (
+        5.0,
+    )
+    with pytest.raises(DataError, match="low bound"):
+        OfflineDataset.from_episodes([episode], action_bounds=(5.0, 0.0))
 
 
 def pendulum(loudness: float = 2.0) -> dict[str, Any]:
