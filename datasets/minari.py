@@ -277,7 +277,14 @@ def _fill_obs(
                 f"{path}: episode {e} has {len(values)} observations for {len(block) - 1} steps; "
                 "Minari stores one more than steps"
             )
-        block[:, begin:stop] = values.reshape(len(values), -1)
+        flat = values.reshape(len(values), -1)
+        if flat.shape[1] != stop - begin:
+            what = f"observations {key!r}" if key else "observations"
+            raise DataError(
+                f"{path}: episode {e} has {what} of {flat.shape[1]} components, and the "
+                f"observation space {stop - begin}"
+            )
+        block[:, begin:stop] = flat
 
 
 def _batches(source: minari.MinariDataset) -> Iterator[NDArray[np.int64]]:

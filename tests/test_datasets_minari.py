@@ -277,6 +277,12 @@ def test_damaged_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"episode 1 has 4 observations for 4 steps"):
         load_dataset(path)
 
+    wide = _episode(4, True)
+    wide["observations"] = np.zeros((5, 7), np.float32)
+    path = write_minari_folder(tmp_path / "wide", [_episode(3, True), wide], *spaces)
+    with pytest.raises(DataError, match=r"episode 1 has observations of 7 components, .* space 3"):
+        load_dataset(path)
+
     uneven = _episode(4, True)
     uneven["actions"] = uneven["actions"][:-1]
     path = write_minari_folder(tmp_path / "uneven", [uneven], *spaces)
