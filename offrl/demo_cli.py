@@ -25,6 +25,8 @@ def main(argv: list[str]) -> int:
     out: Path = arguments.out
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file; choose another --out")
+    if (out / "config.json").exists():
+        raise RunError(f"{out} is the folder of a run; choose another --out")
     settings = {"steps": arguments.steps, "seed": arguments.seed, "matmul": "bfloat16"}
     results: dict[str, Evaluation] = {}
     for agent in AGENTS:

@@ -28,3 +28,5 @@ def test_the_demo_trains_plays_and_draws(
 
     assert main(["demo", "--steps", "130", "--out", str(out)]) == 2
     assert "begun with other settings" in capsys.readouterr().err
+    assert main([*SHORT, "--out", str(out / "bc")]) == 2
+    assert "is the folder of a run" in capsys.readouterr().err and not (out / "bc" / "bc").exists()
