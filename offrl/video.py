@@ -145,10 +145,13 @@ def write_video(path: Path, frames: list[Frame], rate: float) -> None:
     """Write frames (height, width, 3) as .mp4 or .gif at `rate` a second, whole or not at all."""
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
+        partial.touch()  # so that a folder that cannot be written says so itself
         (_write_mp4 if path.suffix == ".mp4" else _write_gif)(partial, frames, rate)
         os.replace(partial, path)
     except OSError as e:
-        raise RunError(f"{path} cannot be written: {e}") from e
+        why = str(e).partition("\n")[0]
+        why += "; ffmpeg ended early: is the disk full?" if "Broken pipe" in why else ""
+        raise RunError(f"{path} cannot be written: {why}") from e
     finally:
         with suppress(OSError):  # which would hide the error that is under way
             partial.unlink()

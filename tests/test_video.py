@@ -89,6 +89,18 @@ def test_films_in_mp4(tmp_path: Path) -> None:
     assert b"ftyp" in (tmp_path / "lamp.mp4").read_bytes()[:16]
 
 
+def test_a_film_that_cannot_be_written_says_why_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, frames: Any, rate: float) -> None:
+        raise OSError("[Errno 32] Broken pipe\n\nFFMPEG COMMAND:\nffmpeg -y")
+
+    monkeypatch.setattr(video, "_write_gif", full)
+    with pytest.raises(RunError, match=r"lamp.gif cannot be written: .* is the disk full\?$"):
+        video.record(still, Lamp, tmp_path / "lamp.gif")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_black_pictures_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="black picture"):
         video.record(still, lambda render_mode: Lamp(render_mode, dark=4), tmp_path / "lamp.gif")
