@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from offrl.datasets.inspection import draw_histogram, inspect
+from offrl.datasets.inspection import draw_histogram, inspect, return_edges
 from offrl.datasets.offline import OfflineDataset
 from offrl.files import write_json
 
@@ -16,7 +16,9 @@ BINS = 20
 
 def card(dataset: OfflineDataset) -> dict[str, Any]:
     """The facts of `offrl data info`, and `histogram`: episodes by return, edges and counts."""
-    counts, edges = np.histogram(dataset.returns(), bins=BINS)
+    returns = dataset.returns()
+    edges = return_edges(returns, BINS)
+    counts, _ = np.histogram(returns, bins=edges)
     facts = inspect(dataset)
     facts["histogram"] = {"edges": edges.tolist(), "episodes": counts.tolist()}
     return facts

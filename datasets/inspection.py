@@ -31,7 +31,6 @@ def inspect(dataset: OfflineDataset) -> dict[str, Any]:
         "steps": dataset.num_steps,
         "episodes": dataset.num_episodes,
         "obs_dim": dataset.obs_dim,
-        "discrete_actions": len(spec.action_low) if spec.action_kind == "discrete" else 0,
         "act_dim": dataset.act_dim,
         "megabytes": round(_bytes(dataset) / 1e6, 1),
         "returns": _spread(returns),
@@ -45,6 +44,8 @@ def inspect(dataset: OfflineDataset) -> dict[str, Any]:
         "provenance": dict(dataset.provenance),
         "fingerprint": dataset.fingerprint,
     }
+    if spec.action_kind == "discrete":
+        facts["discrete_actions"] = len(spec.action_low)
     if reference is not None:
         facts["reference"] = {
             "min": reference.min,
@@ -73,8 +74,9 @@ def report(facts: dict[str, Any], returns: NDArray[np.float64]) -> str:
         lines.append(f"  scores       {_line(facts['scores'])}")
         lines.append(f"               0 is {r['min']:g}, 100 is {r['max']:g}; {r['source']}")
     ends, actions = facts["ends"], facts["actions"]
-    discrete = f"{facts['discrete_actions']:,} discrete ones, which no agent learns from; "
-    discrete = discrete if facts["discrete_actions"] else ""
+    discrete = ""
+    if "discrete_actions" in facts:
+        discrete = f"{facts['discrete_actions']:,} discrete ones, which no agent learns from; "
     lines += [
         f"  lengths      {_line(facts['lengths'])}",
         f"  ends         {ends['terminated']:,} terminated, {ends['truncated']:,} truncated, "
@@ -103,7 +105,7 @@ def draw_histogram(dataset: OfflineDataset, path: Path) -> None:
     returns = dataset.returns()
     figure = Figure(figsize=(5.0, 3.0), dpi=150, layout="constrained")
     axes = figure.subplots()
-    edges = _edges(returns, min(50, max(10, dataset.num_episodes // 10)))
+    edges = return_edges(returns, min(50, max(10, dataset.num_episodes // 10)))
     axes.hist(returns, bins=edges.tolist(), color="#4477aa")
     axes.axvline(float(returns.mean()), color="black", linestyle="--", linewidth=1)
     axes.set_title(
@@ -243,7 +245,7 @@ def _cut(dataset: OfflineDataset) -> NDArray[np.bool_]:
     return cut
 
 
-def _edges(returns: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
+def return_edges(returns: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
     """Of equal bins from the least return to the greatest, or about the one that all have."""
     low, high = float(returns.min()), float(returns.max())
     if high - low <= 1e-9 * max(abs(low), abs(high)):
@@ -254,7 +256,7 @@ def _edges(returns: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
 
 
 def _bars(returns: NDArray[np.float64], bins: int = 12, width: int = 50) -> list[str]:
-    edges = _edges(returns, bins)
+    edges = return_edges(returns, bins)
     counts, _ = np.histogram(returns, bins=edges)
     most = max(1, int(counts.max()))
     return [
