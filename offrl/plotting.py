@@ -67,13 +67,15 @@ def plot(
     out: str | os.PathLike[str],
     metric: str | None = None,
     *,
+    log_steps: bool = False,
     force: bool = False,
 ) -> Path:
     """Draw the learning curves of `runs` into `out`, a .png, .pdf or .svg; returns its path.
 
     A run is the directory of one learner or of several. `metric` is a name of metrics.csv; by
-    default the normalised score where every run has one, the return otherwise. Raises RunError
-    where a run has no such metric, or `out` exists and not `force`.
+    default the normalised score where every run has one, the return otherwise. `log_steps` makes
+    the axis of steps logarithmic, for runs of very different lengths; step 0 is not on it. Raises
+    RunError where a run has no such metric, or `out` exists and not `force`.
     """
     target = Path(out)
     if target.suffix not in SUFFIXES:
@@ -83,12 +85,12 @@ def plot(
     folders = [folder for run in runs for folder in learners(Path(run))]
     if metric is None:
         metric = SCORE if all(has_metric(folder, SCORE) for folder in folders) else RETURN
-    figure = draw([read_curve(folder, metric) for folder in folders], metric)
+    figure = draw([read_curve(folder, metric) for folder in folders], metric, log_steps)
     _write(figure, target)
     return target
 
 
-def draw(curves: Sequence[RunCurve], metric: str) -> "Figure":
+def draw(curves: Sequence[RunCurve], metric: str, log_steps: bool = False) -> "Figure":
     """The figure of these curves, a panel per dataset in the order of their first run."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -113,6 +115,7 @@ def draw(curves: Sequence[RunCurve], metric: str) -> "Figure":
             axes.set_visible(False)
         for i, (axes, name) in enumerate(zip(grid.flat, panels, strict=False)):
             _panel(axes, by_panel[name], labels)
+            _steps(axes, by_panel[name], log_steps)
             _behaviour(axes, panels[name], metric)
             if crowded:
                 _names(axes, by_panel[name], labels, panel[1])
@@ -158,7 +161,7 @@ def _legend_columns(entries: Sequence[str], most: int, inches: float) -> int:
 
 
 def _panel(axes: "Axes", group: Sequence[Line], labels: Sequence[str]) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import MaxNLocator
 
     shade = 0.18 if len(labels) <= len(COLOURS) else 0.07
     for line in group:
@@ -179,10 +182,24 @@ def _panel(axes: "Axes", group: Sequence[Line], labels: Sequence[str]) -> None:
             markersize=3,
             label=line.label,
         )
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.set_xlim(0, max(int(line.steps[-1]) for line in group) * 1.02)
+
+
+def _steps(axes: "Axes", group: Sequence[Line], log: bool) -> None:
+    """The axis of steps, as far as the longest line."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    last = max(int(line.steps[-1]) for line in group)
+    if log:
+        first = min((int(s) for line in group for s in line.steps if s > 0), default=1)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlim(first / 1.1, max(last, first) * 1.05)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.set_xlim(0, last * 1.02)
+    axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
 
 
 def _behaviour(axes: "Axes", group: Sequence[RunCurve], metric: str) -> None:

@@ -21,9 +21,15 @@ def main(argv: list[str]) -> int:
         metavar="NAME",
         help="a name in metrics.csv (eval/score where all runs have it, else eval/return)",
     )
+    parser.add_argument(
+        "--log-steps",
+        action="store_true",
+        help="a logarithmic axis of steps, for runs of very different lengths",
+    )
     parser.add_argument("--force", action="store_true", help="replace FILE where it exists")
     args = parser.parse_args(argv)
     from offrl.plotting import plot
 
-    print(plot(args.runs, args.out, args.metric, force=args.force))
+    out = plot(args.runs, args.out, args.metric, log_steps=args.log_steps, force=args.force)
+    print(out)
     return 0

@@ -58,7 +58,7 @@ def draw(results: Path, measured: Path) -> None:
     for dataset, cells in tables.items():
         text += section(results / dataset, cells, actions.get(dataset, {}))
         runs = [run for cell in cells for run in learners(results / dataset / cell.agent)]
-        plot(runs, results / f"{dataset}.png", force=True)
+        plot(runs, results / f"{dataset}.png", log_steps=True, force=True)
         text += ["", f"![learning curves]({dataset}.png)"]
     found = costs(results)
     (results / "README.md").write_text("\n".join(text + cost_section(found)) + "\n")

@@ -201,6 +201,24 @@ def test_long_names_stay_in_the_picture(tmp_path: Path) -> None:
     assert legend.get_texts()[0].get_text().startswith("td3_bc (hidden [256, 256,")
 
 
+def test_a_logarithmic_axis_of_steps_begins_at_the_first_step_above_zero(tmp_path: Path) -> None:
+    runs = [
+        fake_run(tmp_path / "long", {0: 90.0, 50_000: 150.0, 100_000: 250.0}, agent="iql"),
+        fake_run(tmp_path / "short", {400: 120.0, 1000: 200.0}, agent="dt"),
+    ]
+    curves = [read_curve(run, "eval/return") for run in runs]
+    (plain,), (axes,) = draw(curves, "eval/return").axes, draw(curves, "eval/return", True).axes
+    assert (plain.get_xscale(), plain.get_xlim()) == ("linear", (0, 102_000))
+    left, right = axes.get_xlim()
+    assert axes.get_xscale() == "log" and 300 < left < 400 and 100_000 < right < 110_000
+    # 1k lies a sixth of the way, log 2.5 / log 250; on a linear axis it would be a hundredth.
+    place = axes.transAxes.inverted().transform(axes.transData.transform((1000, 0)))[0]
+    assert 0.15 < place < 0.2
+    axes.figure.draw_without_rendering()
+    shown = [tick.get_text() for tick in axes.get_xticklabels()]
+    assert {"1k", "3k", "10k", "30k", "100k"} <= set(shown)
+
+
 def test_files_are_written_and_never_replaced(tmp_path: Path) -> None:
     run = seeds(tmp_path / "run", [100.0, 200.0])
     for name, start in (("a.png", b"\x89PNG"), ("a.pdf", b"%PDF"), ("a.svg", b"<?xml")):
@@ -242,6 +260,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(RunError, match="exists already"):
         plotting_cli.main([run, "--out", out])
     assert plotting_cli.main([run, "--out", out, "--force"]) == 0
+    linear = Path(out).read_bytes()
+    assert plotting_cli.main([run, "--out", out, "--force", "--log-steps"]) == 0
+    assert Path(out).read_bytes() != linear
 
 
 def test_runs_that_cannot_be_drawn_are_refused(tmp_path: Path) -> None:
