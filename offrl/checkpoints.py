@@ -2,9 +2,10 @@
 
 Tensors have flat names: `critic/head.weight`, `opt/critic/critic.head.weight/exp_avg`. The state
 of a learner that was trained in a stack is its slice, in the form that it has alone, so runs of
-one learner and of several are interchangeable.
+one learner and of several are interchangeable. `state.json` has the SHA-256 of the tensors' file.
 """
 
+import hashlib
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as tensors_in
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
 
@@ -25,6 +27,7 @@ from offrl.networks import seed_axes
 from offrl.optim import parameters_of
 
 FORMAT = 1
+SUM = "tensors_sha256"  # checkpoints written before there was one have none
 STEP = re.compile(r"step-(\d{9})")
 
 
@@ -123,7 +126,9 @@ def save(
             with new_folder(path) as partial:
                 tensors = {k: e.of(learner) for k, e in entries.items()}
                 save_file(tensors, partial / "state.safetensors")
-                state = {"format": FORMAT, "step": step, **scalars[learner]}
+                digest = hashlib.sha256((partial / "state.safetensors").read_bytes()).hexdigest()
+                facts = {"format": FORMAT, "step": step, SUM: digest}
+                state = {**facts, **scalars[learner]}
                 write_json(partial / "state.json", state)
         except (OSError, SafetensorError) as error:
             raise RunError(
@@ -218,7 +223,13 @@ def load(folders: Sequence[Path], step: int, entries: Mapping[str, Entry]) -> li
                 f"{path} has checkpoint format {state['format']!r}; this version reads {FORMAT}"
             )
         try:
-            loaded.append(load_file(path / "state.safetensors"))
+            raw = (path / "state.safetensors").read_bytes()
+            if state.get(SUM) not in (None, hashlib.sha256(raw).hexdigest()):
+                raise RunError(
+                    f"{path / 'state.safetensors'} is damaged: it is not the file that state.json "
+                    f"describes{_remedy(folders, step)}"
+                )
+            loaded.append(tensors_in(raw))
         except (OSError, SafetensorError) as error:
             raise RunError(
                 f"{path / 'state.safetensors'} cannot be read: {error}{_remedy(folders, step)}"

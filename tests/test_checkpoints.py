@@ -54,6 +54,17 @@ def shorten(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
 
 
+def flip(path: Path) -> None:
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-3] + bytes([raw[-3] ^ 1]) + raw[-2:])
+
+
+def without_sum(run: Path) -> Path:
+    """As it was written before checkpoints had sums of their tensors."""
+    edit(run / LAST / "state.json", tensors_sha256=...)
+    return run
+
+
 DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda r: (r / "config.json").unlink(), "is not a run: it has no config.json"),
     "half a config": (lambda r: shorten(r / "config.json"), "config.json cannot be read as JSON"),
@@ -78,8 +89,13 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "half a checkpoint": (
         lambda r: shorten(r / LAST / "state.safetensors"),
-        "cannot be read: .*Remove step-000000012 to go on from step 6",
+        "safetensors is damaged: it is not the file .*Remove step-000000012 to go on from step 6",
     ),
+    "half a checkpoint of before sums": (
+        lambda r: shorten(without_sum(r) / LAST / "state.safetensors"),
+        "state.safetensors cannot be read: .*Remove step-000000012 to go on from step 6",
+    ),
+    "one bit": (lambda r: flip(r / LAST / "state.safetensors"), "safetensors is damaged"),
     "no tensors": (lambda r: (r / LAST / "state.safetensors").unlink(), "cannot be read"),
     "half a state": (
         lambda r: shorten(r / LAST / "state.json"),
@@ -120,6 +136,13 @@ def test_a_damaged_run_is_refused_by_the_name_of_what_is_wrong(case: str, run: P
         resume_run(run, dataset=walk())
     assert "\n" not in str(refused.value)
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+def test_a_checkpoint_without_a_sum_is_read(run: Path, finished: Path) -> None:
+    without_sum(run)
+    (run / "policy/policy.safetensors").unlink()
+    resume_run(run, dataset=walk())
+    assert results(run) == results(finished)
 
 
 def test_going_back_to_the_checkpoint_before(run: Path, finished: Path) -> None:
