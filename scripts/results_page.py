@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from offrl.agents import AGENTS
-from offrl.curves import learners
+from offrl.curves import learners, read_curve
 from offrl.files import read_json, write_json
-from offrl.plotting import plot
+from offrl.plotting import SCORE, plot
 from offrl.statistics import t_interval
 
 ACTIONS = "actions.json"  # dataset -> agent -> time of a control step
@@ -134,10 +134,45 @@ def section(
     ]
     if changed:
         lines += ["", f"Not by the recipe: {'; '.join(changed)}."]
+    lines += at_equal_updates(folder, cells)
     discussion = folder / "discussion.md"
     if discussion.exists():
         lines += ["", discussion.read_text().strip()]
     return lines
+
+
+def at_equal_updates(folder: Path, cells: Sequence[Cell]) -> list[str]:
+    """A table of scores in the course of training where the cells' lengths differ, else nothing.
+
+    A column is a length of some cell, at which another was evaluated, too.
+    """
+    lengths = sorted({cell.config["train"]["steps"] for cell in cells})
+    if len(lengths) == 1:
+        return []
+    courses = {cell.agent: _course(folder / cell.agent) for cell in cells}
+    shown = [n for n in lengths if sum(n in course for course in courses.values()) > 1]
+    lines = ["", EQUAL_UPDATES, "", f"| agent | {' | '.join(f'{n:,}' for n in shown)} |"]
+    lines.append("|---|" + "--:|" * len(shown))
+    for cell in sorted(cells, key=lambda cell: -cell.score):
+        course = courses[cell.agent]
+        scores = (f"{course[n]:.1f}" if n in course else "" for n in shown)
+        lines.append(f"| `{cell.agent}` | {' | '.join(scores)} |")
+    return lines
+
+
+EQUAL_UPDATES = (
+    "Runs differ in length. After equally many updates, by the evaluations during training, mean "
+    "over seeds:"
+)
+
+
+def _course(folder: Path) -> dict[int, float]:
+    """The score by step, mean over seeds."""
+    curves = [read_curve(path, SCORE) for path in learners(folder)]
+    by_step = (dict(zip(c.steps.tolist(), c.values.tolist(), strict=True)) for c in curves)
+    first, *others = by_step
+    shared = [step for step in first if all(step in other for other in others)]
+    return {step: float(np.mean([c[step] for c in (first, *others)])) for step in shared}
 
 
 COST_INTRODUCTION = """\

@@ -27,6 +27,7 @@ def cell(
     config: dict[str, Any] | None = None,
     batch_size: int = 256,
     evaluations: int = 10,
+    steps: tuple[int, ...] = (1000, 2000),
 ) -> None:
     """A finished cell: seeds that end with these scores."""
     dataset, agent = folder.parts[-2:]
@@ -34,7 +35,7 @@ def cell(
     for seed, score in enumerate(scores):
         path = folder / f"seed-{seed}" if len(scores) > 1 else folder
         path.mkdir(parents=True)
-        train = {"steps": 2000, "batch_size": batch_size, "seed": seed, "seeds": 1}
+        train = {"steps": steps[-1], "batch_size": batch_size, "seed": seed, "seeds": 1}
         train |= {"backend": "eager", "precision": "float32", "matmul": "float32"}
         record = {
             "agent": agent,
@@ -47,7 +48,7 @@ def cell(
             },
         }
         (path / "config.json").write_text(json.dumps(record))
-        rows = "".join(f"{s},{n},{score}\n" for s in (1000, 2000) for n in ("eval/score",))
+        rows = "".join(f"{s},eval/score,{score + s / 1000}\n" for s in steps)
         (path / "metrics.csv").write_text(f"step,name,value\n{rows}")
         summary = {
             "best": {"step": 1000, "eval/score": score + 3},
@@ -60,8 +61,8 @@ def cell(
 
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    def picture(runs: list[Path], out: Path, *, force: bool) -> None:
-        assert force and all((run / "metrics.csv").exists() for run in runs)
+    def picture(runs: list[Path], out: Path, *, log_steps: bool, force: bool) -> None:
+        assert log_steps and force and all((run / "metrics.csv").exists() for run in runs)
         out.write_text(" ".join(str(run.relative_to(out.parent)) for run in runs))
 
     monkeypatch.setattr(results_page, "plot", picture)  # which has tests of its own
@@ -103,6 +104,28 @@ def test_the_page(results: Path, tmp_path: Path) -> None:
     assert "hopper/prdc" in drawn and "walker" not in drawn
     draw(results, tmp_path / "measured.json")
     assert (results / "README.md").read_text() == text
+
+
+def test_runs_of_other_lengths_are_set_side_by_side_where_both_were_evaluated(
+    results: Path, tmp_path: Path
+) -> None:
+    def table() -> list[str]:
+        draw(results, tmp_path / "measured.json")
+        walker = (results / "README.md").read_text().split("\n## ")[2]
+        return walker.split("Runs differ in length")[1:]
+
+    assert table() == []
+    cell(results / "walker" / "iql", [40.0, 50.0], steps=(1000, 3000))
+    cell(results / "walker" / "dt", [90.0, 99.0], steps=(500, 1000))
+    lines = [line for line in table()[0].splitlines() if line.startswith("|")]
+    assert lines == [  # no other agent was evaluated after 3,000
+        "| agent | 1,000 | 2,000 |",
+        "|---|--:|--:|",
+        "| `dt` | 95.5 |  |",
+        "| `td3_bc` | 62.0 | 63.0 |",
+        "| `iql` | 46.0 |  |",
+        "| `bc` | 21.0 | 22.0 |",
+    ]
 
 
 def test_the_time_of_an_action_where_it_was_measured(results: Path, tmp_path: Path) -> None:
