@@ -66,8 +66,7 @@ def load_minari(path: Path, name: str | None = None) -> OfflineDataset:
         ours = metadata.get("offrl", {})
         marks = {name: np.zeros(len(rows), np.bool_) for name in ours.get("marks", ())}
         next_obs = np.zeros((len(rows), obs_dim), np.float32) if ours.get("next_obs") else None
-        episodes = (episode for b in _batches(source) for episode in source.iterate_episodes(b))
-        for e, episode in enumerate(episodes):
+        for e, episode in enumerate(_episodes(source, path)):
             begin, steps = int(starts[e]), int(lengths[e])
             block = rows[begin : begin + steps + 1]
             _fill_obs(block, episode.observations, keys or {"": (0, obs_dim)}, path, e)
@@ -85,6 +84,8 @@ def load_minari(path: Path, name: str | None = None) -> OfflineDataset:
                     f"{path}: episode {e} says it has {steps} steps, but its columns do not: "
                     f"actions {np.shape(episode.actions)}, rewards {np.shape(episode.rewards)}"
                 ) from error
+            except KeyError as error:
+                raise DataError(f"{path}: episode {e} has no {error} among its infos") from error
     dataset_id = str(metadata["dataset_id"])
     env_spec = source.env_spec
     return OfflineDataset(
@@ -291,6 +292,19 @@ def _batches(source: minari.MinariDataset) -> Iterator[NDArray[np.int64]]:
     indices = source.episode_indices
     for begin in range(0, len(indices), BATCH):
         yield indices[begin : begin + BATCH]
+
+
+def _episodes(source: minari.MinariDataset, path: Path) -> Iterator[minari.EpisodeData]:
+    """One after another; DataError names the one that cannot be read."""
+    for indices in _batches(source):
+        batch = iter(source.iterate_episodes(indices))
+        for index in indices:
+            try:
+                episode = next(batch)
+            except DAMAGE as error:
+                detail = str(error) or type(error).__name__
+                raise DataError(f"{path}: episode {index} cannot be read: {detail}") from error
+            yield episode
 
 
 def _part(obs: Any, key: str) -> Any:

@@ -305,7 +305,19 @@ def test_damaged_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nan in rewards at step 2 of episode 1"):
         load_dataset(path)
 
+    path = write_minari_folder(tmp_path / "less", [_episode(2, True), _episode(4, True)], *spaces)
+    with h5py.File(path / "data" / "main_data.hdf5", "r+") as file:
+        del file["episode_1/rewards"]
+    with pytest.raises(DataError, match=r"less: episode 1 cannot be read: .*rewards"):
+        load_dataset(path)
+
+    path = write_minari_folder(tmp_path / "unmarked", [_episode(2, True)], *spaces)
     metadata = path / "data" / "metadata.json"
+    stated = {**json.loads(metadata.read_text()), "offrl": {"marks": ["odd"]}}
+    metadata.write_text(json.dumps(stated))
+    with pytest.raises(DataError, match="unmarked: episode 0 has no 'odd' among its infos"):
+        load_dataset(path)
+
     metadata.write_text(json.dumps({"total_episodes": 2}))
     with pytest.raises(DataError, match="not a Minari dataset"):
         load_dataset(path)
