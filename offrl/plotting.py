@@ -229,7 +229,8 @@ def _names(axes: "Axes", group: Sequence[Line], labels: Sequence[str], height: f
         ends += [(float(line.mean[i]), int(line.steps[i]), line.label) for i in drawn]
     ends.sort()
     right = max((step for _, step, _ in ends), default=0)
-    for (value, step, name), place in zip(ends, _apart([e[0] for e in ends], gap), strict=True):
+    places = _within(_apart([e[0] for e in ends], gap), gap, low, high)
+    for (value, step, name), place in zip(ends, places, strict=True):
         colour = COLOURS[labels.index(name) % len(COLOURS)]
         # Dots across the panel, so that the way to a name is not read as a line that goes on.
         style = "-" if step > SHORT * right else (0, (1, 6))
@@ -244,6 +245,7 @@ def _names(axes: "Axes", group: Sequence[Line], labels: Sequence[str], height: f
             fontsize=8,
             arrowprops={
                 **{"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0},
+                "relpos": (0.0, 0.5),  # from where the name begins, or it crosses other names
                 "linestyle": style,
             },
         )
@@ -268,6 +270,13 @@ def _apart(places: Sequence[float], gap: float) -> list[float]:
         for centre, block in zip(centres, blocks, strict=True)
         for i in range(len(block))
     ]
+
+
+def _within(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Ascending places that are `gap` apart, moved between two bounds; beyond `low` if it must."""
+    raised = [max(place, low + i * gap) for i, place in enumerate(places)]
+    last = len(raised) - 1
+    return [min(place, high - (last - i) * gap) for i, place in enumerate(raised)]
 
 
 def _axis_name(metric: str) -> str:

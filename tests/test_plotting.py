@@ -187,6 +187,23 @@ def test_many_lines_have_their_names_at_their_ends(tmp_path: Path) -> None:
     assert [text.get_text() for text in legend.get_texts()] == ["data (mean)"]
 
 
+@pytest.mark.parametrize("end", [100.0, 300.0])
+def test_names_stay_beside_the_panel(tmp_path: Path, end: float) -> None:
+    # Lines that all end at the bottom of the panel, or all at its top.
+    runs = [
+        fake_run(tmp_path / str(i), {1000: 400.0 - end, 2000: end}, agent=f"agent_{i}")
+        for i in range(14)
+    ]
+    figure = draw([read_curve(run, "eval/score") for run in runs], "eval/score")
+    (axes,) = figure.axes
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in axes.texts]
+    middles = [(box.y0 + box.y1) / 2 for box in boxes]
+    assert len(boxes) == 14
+    assert all(below.y1 <= above.y0 for below, above in itertools.pairwise(boxes))
+    assert axes.bbox.y0 - 1 <= min(middles) and max(middles) <= axes.bbox.y1 + 1
+
+
 def test_long_names_stay_in_the_picture(tmp_path: Path) -> None:
     settings = [{"hidden": [256] * 9, "alpha": 2.5 + i} for i in range(3)]
     runs = [
