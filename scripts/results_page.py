@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from offrl.agents import AGENTS
-from offrl.curves import learners, read_curve
+from offrl.curves import learners, lines, read_curve
 from offrl.files import read_json, write_json
 from offrl.plotting import SCORE, plot
 from offrl.statistics import t_interval
@@ -151,13 +151,13 @@ def at_equal_updates(folder: Path, cells: Sequence[Cell]) -> list[str]:
         return []
     courses = {cell.agent: _course(folder / cell.agent) for cell in cells}
     shown = [n for n in lengths if sum(n in course for course in courses.values()) > 1]
-    lines = ["", EQUAL_UPDATES, "", f"| agent | {' | '.join(f'{n:,}' for n in shown)} |"]
-    lines.append("|---|" + "--:|" * len(shown))
+    text = ["", EQUAL_UPDATES, "", f"| agent | {' | '.join(f'{n:,}' for n in shown)} |"]
+    text.append("|---|" + "--:|" * len(shown))
     for cell in sorted(cells, key=lambda cell: -cell.score):
         course = courses[cell.agent]
         scores = (f"{course[n]:.1f}" if n in course else "" for n in shown)
-        lines.append(f"| `{cell.agent}` | {' | '.join(scores)} |")
-    return lines
+        text.append(f"| `{cell.agent}` | {' | '.join(scores)} |")
+    return text
 
 
 EQUAL_UPDATES = (
@@ -168,11 +168,8 @@ EQUAL_UPDATES = (
 
 def _course(folder: Path) -> dict[int, float]:
     """The score by step, mean over seeds."""
-    curves = [read_curve(path, SCORE) for path in learners(folder)]
-    by_step = (dict(zip(c.steps.tolist(), c.values.tolist(), strict=True)) for c in curves)
-    first, *others = by_step
-    shared = [step for step in first if all(step in other for other in others)]
-    return {step: float(np.mean([c[step] for c in (first, *others)])) for step in shared}
+    (line,) = lines([read_curve(path, SCORE) for path in learners(folder)])
+    return dict(zip(line.steps.tolist(), line.mean.tolist(), strict=True))
 
 
 COST_INTRODUCTION = """\
